@@ -1,0 +1,219 @@
+"""The facade: what product code holds in its hands."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Self
+
+from meter_agent._config import Config
+from meter_agent._dead_letters import DeadLetter
+from meter_agent._ledger import DropReason, Stats
+from meter_agent._pipeline import Pipeline
+from meter_agent._runtime import Runtime, SystemRuntime
+from meter_agent.exceptions import MeterAgentError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from requests.adapters import BaseAdapter
+
+__all__ = ["MeterAgent", "build", "refusing"]
+
+
+class MeterAgent:
+    """Records usage and ships it to Stripe's meter event stream in the background.
+
+    No thread starts and nothing is imported for the network before the first event. At the end of
+    the process a drain of at most *shutdown_timeout_seconds* is attempted by itself; a `with`
+    block or `close()` does it sooner.
+
+    Args:
+        config: The settings. None: read from the environment.
+        on_dead_letter: Called with a `DeadLetter` for each event that cannot be billed, once.
+        on_error: Called with a `MeterAgentError` for each request that has to be made again.
+        **settings: Any field of `Config`; they win over *config* and over the environment.
+
+    Both callbacks are called from a sender thread, outside every lock. What they raise is logged
+    and goes no further. They may record, flush and close; there, `flush()` and `close()` do not
+    wait.
+
+    Raises:
+        ConfigError: One or more settings are wrong; the message lists all of them.
+
+    Example:
+        >>> from meter_agent import MeterAgent
+        >>> from meter_agent.sandbox import SandboxServer
+        >>> with SandboxServer() as server, MeterAgent(sandbox_url=server.url) as agent:
+        ...     agent.record("api_requests", "cus_123", 3)
+        True
+        >>> agent.stats().delivered
+        1
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        on_dead_letter: Callable[[DeadLetter], None] | None = None,
+        on_error: Callable[[MeterAgentError], None] | None = None,
+        **settings: Any,
+    ) -> None:
+        if config is None:
+            config = Config.from_env(**settings)
+        elif settings:
+            config = dataclasses.replace(config, **settings)
+        self._assemble(config, on_dead_letter=on_dead_letter, on_error=on_error)
+
+    def _assemble(
+        self,
+        config: Config,
+        *,
+        on_dead_letter: Callable[[DeadLetter], None] | None = None,
+        on_error: Callable[[MeterAgentError], None] | None = None,
+        runtime: Runtime | None = None,
+        open_adapter: Callable[[], BaseAdapter] | None = None,
+        refusal: DropReason | None = None,
+    ) -> None:
+        self._config = config
+        self._runtime = runtime or SystemRuntime()
+        self._pipeline = Pipeline(
+            config,
+            self._runtime,
+            on_dead_letter=on_dead_letter,
+            on_error=on_error,
+            open_adapter=open_adapter,
+            refusal=DropReason.DISABLED if config.disabled and not refusal else refusal,
+        )
+        record = self._pipeline.recorder(strict=config.strict)
+        # Who keeps only `agent.record` keeps the agent.
+        record.agent = self  # type: ignore[attr-defined]
+        self.record = record  # type: ignore[method-assign]
+        # Not at exit: the exit hook waits for the drain, this one does not.
+        weakref.finalize(self, self._pipeline.retire).atexit = False
+
+    def record(
+        self,
+        event_name: str,
+        customer_id: str,
+        value: float | Decimal | str = 1,
+        *,
+        timestamp: datetime | float | None = None,
+        identifier: str | None = None,
+        payload: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Record one meter event. Fire and forget: no I/O, no waiting, no exception.
+
+        May be called from any thread, signal handler, `__del__`, logging handler, greenlet, async
+        function and forked child.
+
+        Args:
+            event_name: The meter's event name; at most 100 characters, no control characters.
+            customer_id: The Stripe customer, `cus_…`; same rule.
+            value: How much. An int, `Decimal`, numeric str, or a float that is exact in 15 digits;
+                at most 15 digits of which 12 are decimals. Negative values are corrections.
+            timestamp: When it was used: an aware datetime or unix seconds, at most 35 days back and
+                5 minutes ahead. Default: now.
+            identifier: Names this event for Stripe, which bills the same identifier once in 24
+                hours; same rule as *event_name*. Default: a UUID of its own.
+            payload: Further payload keys, str to str. Copied by the call.
+
+        Returns:
+            True: the event is held, and can only end as delivered, dead-lettered or uncertain; or,
+            without a spool, be dropped at shutdown, or evicted by *overflow* `drop_oldest`. False:
+            it was refused (buffer full, agent closed or disabled) and counted in `stats().dropped`.
+
+        Raises:
+            InvalidEventError: In strict mode only. Otherwise an invalid event returns True and
+                becomes a dead letter that names field, value and rule.
+
+        Example:
+            >>> agent.record("output_tokens", "cus_123", 512)  # doctest: +SKIP
+            True
+        """
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Send what waits now, without waiting for full batches.
+
+        Args:
+            timeout: Seconds to wait at most. None: as long as it takes, also through an outage.
+
+        Returns:
+            True: everything recorded before the call is settled (delivered, dead-lettered,
+            uncertain or dropped). False: the time was over first, or the agent was closed meanwhile.
+        """
+        return self._pipeline.flush(timeout)
+
+    def close(self, timeout: float | None = None) -> Stats:
+        """Refuse new events, send what waits, end the sender threads.
+
+        Idempotent, and callable from several threads. Returns within *timeout* + 0.5 seconds
+        whatever the network does. What is unsent by then is dropped and counted under `"shutdown"`;
+        what Stripe may have received is `uncertain`, and written to the dead-letter file if there
+        is one.
+
+        Args:
+            timeout: Seconds. None: the setting *shutdown_timeout_seconds*.
+
+        Returns:
+            The final ledger.
+        """
+        if timeout is None:
+            timeout = self._config.shutdown_timeout_seconds
+        deadline = self._runtime.monotonic() + max(0.0, timeout)
+        self._pipeline.begin_close(deadline)
+        return self._pipeline.finish_close(deadline)
+
+    def stats(self) -> Stats:
+        """Return a snapshot of the ledger. Cheap; callable from any thread."""
+        return self._pipeline.stats()
+
+    async def aflush(self, timeout: float | None = None) -> bool:
+        """Do as `flush()` does, without blocking the event loop."""
+        import asyncio  # noqa: PLC0415 - only who calls this has paid for it already
+
+        return await asyncio.to_thread(self.flush, timeout)
+
+    async def aclose(self, timeout: float | None = None) -> Stats:
+        """Do as `close()` does, without blocking the event loop."""
+        import asyncio  # noqa: PLC0415
+
+        return await asyncio.to_thread(self.close, timeout)
+
+    @property
+    def config(self) -> Config:
+        """The settings in force."""
+        return self._config
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        return (
+            f"<MeterAgent recorded={stats.recorded} delivered={stats.delivered} "
+            f"buffered={stats.buffered} in_flight={stats.in_flight}>"
+        )
+
+
+def build(config: Config, **seams: Any) -> MeterAgent:
+    """Return an agent with another runtime or network adapter, for tests and simulations."""
+    agent = MeterAgent.__new__(MeterAgent)
+    agent._assemble(config, **seams)  # noqa: SLF001
+    return agent
+
+
+def refusing(reason: DropReason) -> MeterAgent:
+    """Return an agent that refuses and counts every event."""
+    return build(Config(disabled=True), refusal=reason)

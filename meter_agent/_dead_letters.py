@@ -1,0 +1,142 @@
+"""Append-only JSON Lines of what could not be billed, and why.
+
+One line per event, written with one `write` to a file opened for appending, so that several
+processes may share the file and a crash leaves whole lines. Mode 0600: usage is business data.
+
+The file never grows beyond 256 MiB. From then on letters are still counted, logged and handed to
+*on_dead_letter*, but no longer written, and the log says so.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from meter_agent._log import EventLog
+
+__all__ = ["DeadLetter", "DeadLetterFile", "DeadLetterReason"]
+
+FILE_BYTES_MAX = 256 * 1024 * 1024
+
+
+class DeadLetterReason(enum.StrEnum):
+    """Why an event is not billed."""
+
+    INVALID = "invalid"
+    """The event breaks a rule that the agent knows; it was never sent."""
+
+    REJECTED = "rejected"
+    """Stripe refused it when it stood alone."""
+
+    TOO_OLD = "too_old"
+    """Its timestamp is more than 35 days back, which Stripe refuses."""
+
+    UNCERTAIN = "uncertain"
+    """Stripe may have it, and sending it again could bill it twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One event that could not be billed, with everything needed to mend and send it again."""
+
+    event: Mapping[str, Any]
+    """The event: as it would have gone over the wire or, when invalid, as it was recorded."""
+
+    reason: str
+    """One of `DeadLetterReason`."""
+
+    message: str
+    """What was wrong: the broken rule, or Stripe's own words."""
+
+    code: str | None
+    """Stripe's error code, if it gave one."""
+
+    request_id: str | None
+    """Stripe's `Request-Id` of the refusing answer."""
+
+    recorded_at: str
+    """When `record()` took the event (RFC 3339, UTC)."""
+
+    attempted_at: str | None
+    """When it was first sent; None when it never was."""
+
+    settled_at: str
+    """When this letter was written."""
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether Stripe may have the event all the same."""
+        return self.reason == DeadLetterReason.UNCERTAIN
+
+    def to_json(self) -> str:
+        """Return the line of the dead-letter file."""
+        return json.dumps(asdict(self) | {"uncertain": self.uncertain}, separators=(",", ":"))
+
+
+class DeadLetterFile:
+    """Keeps dead letters: file, callback and log line.
+
+    Args:
+        path: The file, or None to keep no file.
+        log: Where each letter is announced, without its payload.
+        on_letter: The application's callback; already guarded, so it does not raise.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        *,
+        log: EventLog,
+        on_letter: Callable[[DeadLetter], None] | None = None,
+    ) -> None:
+        self._path = path
+        self._log = log
+        self._on_letter = on_letter
+
+    def write(self, letter: DeadLetter) -> None:
+        """Keep *letter*. A file that cannot be written is logged, never raised."""
+        if self._path is not None:
+            try:
+                self._append(letter.to_json().encode("utf-8", "backslashreplace") + b"\n")
+            except OSError as error:
+                self._log.say("meter_agent.dead_letters_unwritable", 40, error=str(error))
+
+    def announce(self, letter: DeadLetter) -> None:
+        """Log *letter* and hand it to the callback; call it outside every lock, once per letter."""
+        event = "meter_agent.events_uncertain" if letter.uncertain else _ANNOUNCEMENT
+        self._log.say(
+            event,
+            key=letter.reason,
+            reason=letter.reason,
+            identifier=letter.event.get("identifier"),
+            code=letter.code,
+            message=letter.message,
+            request_id=letter.request_id,
+        )
+        if self._on_letter is not None:
+            self._on_letter(letter)
+
+    def _append(self, line: bytes) -> None:
+        if self._path is None:
+            return
+        descriptor = os.open(
+            self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode=0o600
+        )
+        try:
+            size = os.fstat(descriptor).st_size
+            if size + len(line) > FILE_BYTES_MAX:
+                raise OSError(f"the file has reached its limit of {FILE_BYTES_MAX} bytes")
+            # One write call: appends of several processes do not mix. A short write means that the
+            # disk is full; what was cut off is ended so that the next line stands alone.
+            if os.write(descriptor, line) < len(line):
+                os.write(descriptor, b"\n")
+                raise OSError("the disk is full")
+        finally:
+            os.close(descriptor)
+
+
+_ANNOUNCEMENT = "meter_agent.event_dead_lettered"

@@ -1,0 +1,143 @@
+"""The default agent behind the module's functions, built from the environment on first use."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from meter_agent import _lifecycle
+from meter_agent._agent import MeterAgent, refusing
+from meter_agent._buffer import Record
+from meter_agent._config import Config
+from meter_agent._ledger import DropReason, Stats
+from meter_agent._log import write
+from meter_agent.exceptions import ConfigError
+
+__all__ = ["close", "configure", "flush", "get_agent", "record", "stats"]
+
+
+class _Default:
+    """Holds the default agent; *record* is its hot path, looked up once per call."""
+
+    __slots__ = ("agent", "lock", "record", "wrong")
+
+    def __init__(self) -> None:
+        # Re-entrant: a signal handler may record while this very thread builds the agent.
+        self.lock = threading.RLock()
+        self.agent: MeterAgent | None = None
+        self.wrong: ConfigError | None = None
+        self.record: Record = _record_first
+
+
+def _record_first(*event: Any, **options: Any) -> bool:
+    return _agent_or_refusal().record(*event, **options)
+
+
+_default = _Default()
+
+
+def record(
+    event_name: str,
+    customer_id: str,
+    value: float | Decimal | str = 1,
+    *,
+    timestamp: datetime | float | None = None,
+    identifier: str | None = None,
+    payload: Mapping[str, str] | None = None,
+) -> bool:
+    """Record one meter event with the default agent; see `MeterAgent.record`.
+
+    The first call builds the agent from the environment. If that fails, for want of an API key for
+    example, this returns False, the event is counted under `"not_configured"`, and the log says
+    once what to set.
+
+    Example:
+        >>> import meter_agent
+        >>> meter_agent.record("api_requests", "cus_123", 1)  # doctest: +SKIP
+        True
+    """
+    return _default.record(
+        event_name,
+        customer_id,
+        value,
+        timestamp=timestamp,
+        identifier=identifier,
+        payload=payload,
+    )
+
+
+def flush(timeout: float | None = None) -> bool:
+    """Send what the default agent holds; see `MeterAgent.flush`. True when there is no agent."""
+    agent = _default.agent
+    return True if agent is None else agent.flush(timeout)
+
+
+def close(timeout: float | None = None) -> Stats:
+    """Close the default agent; see `MeterAgent.close`. `configure()` sets up another one."""
+    agent = _default.agent
+    return Stats() if agent is None else agent.close(timeout)
+
+
+def stats() -> Stats:
+    """Return the ledger of the default agent; all zero before its first use."""
+    agent = _default.agent
+    return Stats() if agent is None else agent.stats()
+
+
+def configure(config: Config | None = None, **settings: Any) -> MeterAgent:
+    """Build the default agent anew and return it.
+
+    The agent it replaces refuses further events and sends what it holds in the background.
+
+    Args:
+        config: The settings. None: read from the environment.
+        **settings: As for `MeterAgent`, callbacks included; they win over *config*.
+
+    Raises:
+        ConfigError: The settings are wrong; the agent before, if any, stays in place.
+    """
+    agent = MeterAgent(config, **settings)
+    with _default.lock:
+        before, _default.agent = _default.agent, agent
+        _default.wrong = None
+        _default.record = agent.record
+    if before is not None:
+        before._pipeline.retire()  # noqa: SLF001
+    return agent
+
+
+def get_agent() -> MeterAgent:
+    """Return the default agent, built from the environment on first use.
+
+    Raises:
+        ConfigError: The environment does not describe an agent. Mend it and call `configure()`.
+    """
+    agent = _agent_or_refusal()
+    if _default.wrong is not None:
+        raise _default.wrong
+    return agent
+
+
+def _agent_or_refusal() -> MeterAgent:
+    _lifecycle.call_after_fork(_renew_lock)
+    with _default.lock:
+        if _default.agent is None:
+            try:
+                agent = MeterAgent()
+            except ConfigError as error:
+                # `record()` never raises: who misses events finds this line, and the count.
+                _default.wrong = error
+                agent = refusing(DropReason.NOT_CONFIGURED)
+                write("meter_agent.not_configured", logging.ERROR, error=str(error))
+            _default.agent = agent
+            _default.record = agent.record
+        return _default.agent
+
+
+def _renew_lock() -> None:
+    # A thread of the parent may have held it at the moment of the fork.
+    _default.lock = threading.RLock()

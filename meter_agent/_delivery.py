@@ -1,0 +1,280 @@
+"""One batch in, every event settled: sent, sent again, split, set aside; the only user of tenacity.
+
+The events of a batch are settled part by part, each at the moment its fate is known:
+
+- accepted: *delivered*;
+- refused as a whole: halves, until the bad event stands alone and becomes a *dead letter*. One bad
+  event among 100 costs 15 requests and takes no good one with it;
+- perhaps accepted, and older than the resend window: *uncertain*, never sent again by itself;
+- everything else is sent again, same bytes, under the pace that all senders share. There is no
+  limit to the attempts.
+
+When the agent closes before that, what is left stays open in the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from tenacity import RetryCallState, Retrying, retry_if_result
+
+from meter_agent._answer import SAME_BYTES_AGAIN, Answer, Verdict
+from meter_agent._buffer import Batch
+from meter_agent._dead_letters import DeadLetterReason
+from meter_agent._event import TIMESTAMP_PAST_SECONDS_MAX, MeterEvent
+from meter_agent._ledger import Outcome, Traffic
+from meter_agent._log import EventLog
+from meter_agent._pace import Pace
+from meter_agent._runtime import Runtime
+from meter_agent._session import SessionCache
+from meter_agent._stream import MeterEventStream
+from meter_agent.exceptions import MeterAgentError
+
+__all__ = ["BodyLimit", "Delivery", "Settle"]
+
+Settle = Callable[[Sequence[MeterEvent], Outcome, DeadLetterReason | None, Answer | None], None]
+"""Told once about each event: what it came to, and for dead letters why and by which answer."""
+
+
+class BodyLimit:
+    """How many events a body may hold: fewer after a 413, then growing back.
+
+    Shared by the senders without a lock: a lost update costs one more 413, nothing else.
+    """
+
+    __slots__ = ("events", "events_max")
+
+    def __init__(self, events_max: int) -> None:
+        self.events_max = events_max
+        self.events = events_max
+
+    def shrink(self, refused_events: int) -> None:
+        """A body of that many events was too large."""
+        self.events = max(1, min(self.events, refused_events // 2))
+
+    def grow(self) -> None:
+        """A full body was accepted."""
+        self.events = min(self.events_max, self.events * 2)
+
+
+class Delivery:
+    """Delivers batches for one sender thread.
+
+    Args:
+        runtime: Clocks.
+        stream: Speaks to Stripe.
+        sessions: Shared by all senders.
+        pace: Shared by all senders.
+        body_limit: Shared by all senders.
+        traffic: Counts retries and splits.
+        log: Where failures are told.
+        on_error: Told about each failed request; already guarded, so it does not raise.
+        resend_window_seconds: How long after its first attempt an event that may have been
+            accepted is still sent again. Stripe deduplicates identifiers for 24 hours.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        stream: MeterEventStream,
+        sessions: SessionCache,
+        pace: Pace,
+        body_limit: BodyLimit,
+        traffic: Traffic,
+        log: EventLog,
+        on_error: Callable[[MeterAgentError], None],
+        resend_window_seconds: float,
+    ) -> None:
+        self._runtime = runtime
+        self._stream = stream
+        self._sessions = sessions
+        self._pace = pace
+        self._body_limit = body_limit
+        self._traffic = traffic
+        self._log = log
+        self._on_error = on_error
+        self._resend_window_seconds = resend_window_seconds
+        self._refused_tokens_in_a_row = 0
+        self._retrying = Retrying(
+            retry=retry_if_result(lambda answer: answer is not None and _again(answer)),
+            # The wait between attempts is the pace's, which `_attempt` asks: it is common to all
+            # senders, interruptible, and on the runtime's clock, none of which tenacity's own is.
+            sleep=lambda _seconds: None,
+            after=self._after_failure,
+        )
+
+    def deliver(self, batch: Batch, settle: Settle) -> None:
+        """Settle every event of *batch*, or return early because the agent closes."""
+        parts = [list(batch.open)]
+        while parts:
+            part = parts.pop()
+            limit = self._body_limit.events
+            if len(part) > limit:
+                parts.append(part[limit:])
+                part = part[:limit]
+            part = self._set_aside_too_old(batch, part, settle)
+            if not part:
+                continue
+            answer: Answer | None = self._retrying(self._attempt, batch, part)
+            if answer is None:
+                return
+            if answer.verdict is Verdict.TOO_OLD:
+                parts.append(part)
+            elif answer.verdict in _REFUSED and len(part) > 1:
+                parts.extend(self._halves(part, answer))
+            else:
+                self._conclude(part, answer, settle)
+
+    def close(self) -> None:
+        """Close this sender's connections."""
+        self._stream.close()
+
+    # -- what an answer leads to ---------------------------------------------------------------
+
+    def _conclude(self, part: list[MeterEvent], answer: Answer, settle: Settle) -> None:
+        if answer.verdict is Verdict.ACCEPTED:
+            if len(part) >= self._body_limit.events:
+                self._body_limit.grow()
+            settle(part, Outcome.DELIVERED, None, None)
+        elif answer.verdict is Verdict.DUPLICATE:
+            # Stripe already has it: that is what we wanted.
+            settle(part, Outcome.DELIVERED, None, None)
+        elif answer.verdict in _REFUSED:
+            settle(part, Outcome.DEAD_LETTERED, DeadLetterReason.REJECTED, answer)
+        else:
+            settle(part, Outcome.UNCERTAIN, DeadLetterReason.UNCERTAIN, answer)
+
+    def _halves(self, part: list[MeterEvent], answer: Answer) -> list[list[MeterEvent]]:
+        if answer.verdict is Verdict.TOO_LARGE:
+            self._body_limit.shrink(len(part))
+        self._traffic.splits.up()
+        self._log.say(
+            "meter_agent.batch_split",
+            logging.INFO,
+            events=len(part),
+            code=answer.code,
+            request_id=answer.request_id,
+        )
+        middle = len(part) // 2
+        return [part[middle:], part[:middle]]
+
+    def _set_aside_too_old(
+        self, batch: Batch, part: list[MeterEvent], settle: Settle
+    ) -> list[MeterEvent]:
+        horizon = self._horizon()
+        if batch.oldest_timestamp >= horizon:
+            return part
+        too_old = [event for event in part if event.timestamp < horizon]
+        if too_old and batch.attempted_at is None:
+            settle(too_old, Outcome.DEAD_LETTERED, DeadLetterReason.TOO_OLD, None)
+        elif too_old:
+            settle(too_old, Outcome.UNCERTAIN, DeadLetterReason.UNCERTAIN, None)
+        return [event for event in part if event.timestamp >= horizon]
+
+    def _horizon(self) -> float:
+        return self._runtime.clock.time() - TIMESTAMP_PAST_SECONDS_MAX
+
+    # -- one attempt ---------------------------------------------------------------------------
+
+    def _attempt(self, batch: Batch, part: list[MeterEvent]) -> Answer | None:
+        # None: the agent closes.
+        ticket = self._pace.admit(len(part))
+        if ticket is None:
+            return None
+        try:
+            if too_late := self._too_late(batch, part):
+                return too_late
+            answer, free = self._exchange(batch, part)
+            if answer.message:
+                self._traffic.last_error = answer.message
+            if _again(answer) and not free:
+                self._pace.failed(
+                    ticket,
+                    at_least_seconds=answer.retry_after_seconds,
+                    slowly=answer.slowly,
+                )
+            elif not free:
+                self._pace.succeeded(ticket)
+            return answer
+        finally:
+            self._pace.returned(ticket)
+
+    def _exchange(self, batch: Batch, part: list[MeterEvent]) -> tuple[Answer, bool]:
+        # The second value: may it be tried again at once, as if nothing had been asked?
+        token = self._sessions.token(self._stream.open_session)
+        if isinstance(token, Answer):
+            return token, False
+        answer = self._send(batch, part, token)
+        if answer.verdict not in {Verdict.SESSION_EXPIRED, Verdict.UNAUTHORIZED}:
+            self._refused_tokens_in_a_row = 0
+            return answer, False
+        # A refused token is dropped and one new session is tried at once; when that one is refused
+        # as well, something else is wrong, and the back-off rules.
+        self._sessions.drop(token)
+        self._refused_tokens_in_a_row += 1
+        return answer, self._refused_tokens_in_a_row == 1
+
+    def _send(self, batch: Batch, part: list[MeterEvent], token: str) -> Answer:
+        first_attempt = batch.attempted_at is None
+        if first_attempt:
+            # Before the bytes leave, so that no end of this thread can leave it unsaid.
+            batch.attempted_at = self._runtime.clock.time(), self._runtime.monotonic()
+        answer = self._stream.send(token, [event.body for event in part])
+        if answer.verdict is Verdict.ACCEPTED:
+            self._traffic.last_success_at = self._runtime.clock.time()
+        if first_attempt and not answer.maybe_accepted:
+            batch.attempted_at = None
+        return answer
+
+    def _too_late(self, batch: Batch, part: list[MeterEvent]) -> Answer | None:
+        # Asked after the wait for the turn, which may have been long.
+        if self._window_is_over(batch):
+            return _window_over(self._resend_window_seconds)
+        horizon = self._horizon()
+        if batch.oldest_timestamp < horizon and any(event.timestamp < horizon for event in part):
+            return Answer(Verdict.TOO_OLD)
+        return None
+
+    def _window_is_over(self, batch: Batch) -> bool:
+        if batch.attempted_at is None:
+            return False
+        wall, monotonic = batch.attempted_at
+        elapsed = max(self._runtime.clock.time() - wall, self._runtime.monotonic() - monotonic)
+        return elapsed >= self._resend_window_seconds
+
+    def _after_failure(self, state: RetryCallState) -> None:
+        # tenacity calls this after an attempt that will be made again: outside every lock.
+        answer: Answer | None = state.outcome.result() if state.outcome else None
+        if answer is None or not _again(answer):
+            return
+        self._traffic.retries.up()
+        refused = answer.verdict is Verdict.UNAUTHORIZED
+        if answer.verdict is not Verdict.SESSION_EXPIRED:
+            self._log.say(
+                "meter_agent.credentials_refused" if refused else "meter_agent.request_failed",
+                logging.ERROR if refused else logging.WARNING,
+                error=answer.message,
+                status=answer.status,
+                request_id=answer.request_id,
+                attempt=state.attempt_number,
+            )
+        self._on_error(answer.error())
+
+
+_REFUSED = frozenset({Verdict.REJECTED, Verdict.TOO_LARGE, Verdict.DUPLICATE})
+
+
+def _again(answer: Answer) -> bool:
+    return answer.verdict in SAME_BYTES_AGAIN
+
+
+def _window_over(window_seconds: float) -> Answer:
+    return Answer(
+        Verdict.RESEND_WINDOW_OVER,
+        message=(
+            f"Stripe may have this event, and its first attempt is over {window_seconds:g} s ago: "
+            "sent again, it could be billed twice"
+        ),
+    )

@@ -1,0 +1,502 @@
+"""What may be billed: the checks of an event, and the exact bytes that Stripe gets for it.
+
+Guarantees:
+
+* An event that passes is sent as it was given. Nothing is rounded, cut, or moved in time.
+* An event that does not pass raises `InvalidEventError` with field, value and rule, and nothing
+  else, whatever object the application handed in. It costs no more than the check of a good one:
+  `10**1_000_000` and a text of 10 MB are refused without being looked through.
+* The bytes of an event are made once. Retries, splits and replays reuse them.
+
+Nothing here does I/O. `EventEncoder.encode` runs once per event on a sender thread, so what repeats
+from event to event (names, customers, the current second) is kept ready in bounded caches.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from decimal import Context, Decimal, Inexact, InvalidOperation
+from functools import lru_cache, partial
+from itertools import islice
+from json.encoder import encode_basestring_ascii as _quote
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard, TypeVar
+
+from meter_agent.exceptions import InvalidEventError
+
+__all__ = [
+    "NAME_CHARACTERS_MAX",
+    "NAME_RULE",
+    "PAYLOAD_KEYS_MAX",
+    "PAYLOAD_VALUE_CHARACTERS_MAX",
+    "TIMESTAMP_FUTURE_SECONDS_MAX",
+    "TIMESTAMP_PAST_SECONDS_MAX",
+    "VALUE_DECIMALS_MAX",
+    "VALUE_DIGITS_MAX",
+    "EventEncoder",
+    "EventTuple",
+    "MeterEvent",
+    "PayloadKeys",
+    "RecordedEvent",
+    "describe",
+    "format_timestamp",
+    "format_value",
+    "is_name",
+]
+
+NAME_CHARACTERS_MAX: Final = 100
+"""Stripe's v1 schema says so for `event_name` and `identifier`; v2 is silent, so it is kept."""
+
+TIMESTAMP_PAST_SECONDS_MAX: Final = 35 * 86_400
+"""Stripe, API reference of meter events: not more than 35 days in the past."""
+
+TIMESTAMP_FUTURE_SECONDS_MAX: Final = 300
+"""Stripe, API reference of meter events: not more than 5 minutes in the future."""
+
+VALUE_DIGITS_MAX: Final = 15
+"""Stripe, changelog 2026-04-22.dahlia: more significant digits are rejected. Counted here over the
+whole number, which is the stricter of the two readings."""
+
+VALUE_DECIMALS_MAX: Final = 12
+"""Not in Stripe's schema; two integrations in production report it as the limit."""
+
+PAYLOAD_KEYS_MAX: Final = 50
+"""Our own bound, Stripe documents none: it keeps a batch of 100 events below a few megabytes."""
+
+PAYLOAD_VALUE_CHARACTERS_MAX: Final = 500
+"""Our own bound, Stripe documents none: the one it has for metadata values."""
+
+NAME_RULE: Final = (
+    f"must be a non-empty str of at most {NAME_CHARACTERS_MAX} characters"
+    " without control characters or lone surrogates"
+)
+
+_VALUE_RULE = (
+    "must be an int, a Decimal, a numeric str such as '1.5', or a float;"
+    " bool, NaN, infinities and other types are not amounts. Convert it before recording"
+)
+_VALUE_LENGTH_RULE = (
+    f"must be exact in {VALUE_DIGITS_MAX} digits, at most {VALUE_DECIMALS_MAX} of them decimals."
+    " Round it before recording, for example with round(value, 6)"
+)
+_TIMESTAMP_TYPE_RULE = (
+    "must be a datetime with a time zone, or unix seconds as int or float;"
+    " a naive datetime is a guess, for example use datetime.now(timezone.utc)"
+)
+_TIMESTAMP_RANGE_RULE = (
+    "must lie within 35 days before and 5 minutes after the moment of recording, because Stripe"
+    " bills nothing outside of it. Check that it is in seconds, and the clock it came from"
+)
+_CLOCK_RULE = "must be a moment between 1970 and 9999. Check the clock of this host"
+_PAYLOAD_TYPE_RULE = "must be a mapping from str to str, for example {'region': 'eu'}"
+_PAYLOAD_SIZE_RULE = f"must have at most {PAYLOAD_KEYS_MAX} keys. Leave out what is not billed by"
+_PAYLOAD_VALUE_RULE = (
+    f"must be a str of at most {PAYLOAD_VALUE_CHARACTERS_MAX} characters without lone surrogates"
+)
+_RESERVED_KEY_RULE = (
+    "must not be the customer or value key of this event."
+    " Pass customer and value as arguments of record()"
+)
+
+_SHOWN_CHARACTERS_MAX = 200
+_WHOLE_LIMIT = 10**VALUE_DIGITS_MAX
+_INT_SHOWN_LIMIT = 2**63
+_YEAR_9999_END = 253_402_300_799
+_NUMERIC_CHARACTERS_MAX = 100
+_NUMERIC = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# C0, DEL, C1, the two Unicode line ends, and halves of surrogate pairs, which UTF-8 cannot carry.
+_UNSENDABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# A context of our own: the application may have changed the precision or the traps of its own one,
+# and a value that does not fit must raise instead of being rounded.
+_EXACT = Context(prec=VALUE_DIGITS_MAX, traps=[Inexact, InvalidOperation])
+_MILLISECONDS = tuple(f"{n:03d}Z" for n in range(1000))
+_DEFAULT_REPR = reprlib.Repr()
+_DEFAULT_REPR.maxother = _DEFAULT_REPR.maxstring = _SHOWN_CHARACTERS_MAX
+
+_T = TypeVar("_T")
+
+
+class RecordedEvent(NamedTuple):
+    """What `record()` was given, unchecked. At run time a plain tuple in this order will do."""
+
+    recorded_at: float
+    """Unix seconds of the call."""
+    event_name: str
+    customer_id: str
+    value: int | Decimal | str | float = 1
+    timestamp: float | datetime | None = None
+    identifier: str | None = None
+    payload: Mapping[str, str] | None = None
+
+
+EventTuple: TypeAlias = (
+    RecordedEvent
+    | tuple[
+        float,
+        str,
+        str,
+        int | Decimal | str | float,
+        float | datetime | None,
+        str | None,
+        Mapping[str, str] | None,
+    ]
+)
+"""A `RecordedEvent`, or the plain tuple that costs less to build."""
+
+
+class MeterEvent(NamedTuple):
+    """A checked event, ready to be sent."""
+
+    identifier: str
+    """What Stripe deduplicates by; the same on every attempt."""
+    body: bytes
+    """The JSON object of this event, exactly as it is sent."""
+    timestamp: float
+    """Unix seconds of the usage."""
+    recorded_at: float
+    """Unix seconds of the call of `record()`."""
+
+
+class PayloadKeys(NamedTuple):
+    """The payload keys under which a meter looks for customer and value."""
+
+    customer_key: str = "stripe_customer_id"
+    value_key: str = "value"
+
+
+class _Frame(NamedTuple):
+    # The constant parts of every event of one name, between identifier, customer and value.
+    head: str
+    before_customer: str
+    before_value: str
+    keys: PayloadKeys
+
+
+_DEFAULT_KEYS = PayloadKeys()
+_NO_OVERRIDES: Mapping[str, PayloadKeys] = MappingProxyType({})
+
+
+class EventEncoder:
+    """Checks events and turns them into the bytes that Stripe gets.
+
+    Args:
+        default_keys:
+            The payload keys of events that *keys_by_event* does not name.
+
+        keys_by_event:
+            The payload keys of single event names.
+    """
+
+    __slots__ = ("_frame",)
+
+    def __init__(
+        self,
+        default_keys: PayloadKeys = _DEFAULT_KEYS,
+        keys_by_event: Mapping[str, PayloadKeys] = _NO_OVERRIDES,
+    ) -> None:
+        frame = partial(_build_frame, default_keys, dict(keys_by_event))
+        # Exceptions are not cached, so neither a flood of bad names nor a huge one stays in memory.
+        self._frame: Callable[[str], _Frame] = lru_cache(maxsize=1024)(frame)
+
+    def check(self, event: EventTuple) -> None:
+        """Raise if *event* may not be billed as it is.
+
+        Raises:
+            InvalidEventError: Names the field, its value and the rule.
+        """
+        # Encoding is the check: two lists of rules would drift apart.
+        self.encode(event, "")
+
+    def encode(self, event: EventTuple, identifier: str) -> MeterEvent:
+        """Check *event* and return its wire form.
+
+        Args:
+            event: What `record()` was given.
+            identifier: Used when the event has none of its own. Trusted: the buffer minted it.
+
+        Raises:
+            InvalidEventError: Names the field, its value and the rule.
+        """
+        recorded_at, name, customer, value, timestamp, own_identifier, payload = event
+        if type(name) is not str:
+            name = _as_str("event_name", name)
+        head, before_customer, before_value, keys = self._frame(name)
+        if type(customer) is not str:
+            customer = _as_str("customer_id", customer)
+        if own_identifier is None:
+            quoted_identifier = _quote(identifier)
+        else:
+            identifier = _as_str("identifier", own_identifier)
+            quoted_identifier = _quote_name("identifier", identifier)
+        seconds = recorded_at if timestamp is None else _unix_seconds(timestamp, recorded_at)
+        extras = "" if payload is None else _format_payload(payload, keys)
+        text = (
+            f"{head}{quoted_identifier}{before_customer}{_quote_customer(customer)}{before_value}"
+            f'{format_value(value)}"{extras}}},"timestamp":"{format_timestamp(seconds)}"}}'
+        )
+        return MeterEvent(identifier, text.encode(), seconds, recorded_at)
+
+
+def is_name(text: str) -> bool:
+    """Whether *text* may be an event name, a customer, an identifier or a payload key."""
+    # `isprintable` is true for nearly all of them and five times as fast as the expression, which
+    # decides about the rest: no-break spaces and joined emoji are "not printable" and fine.
+    return 0 < len(text) <= NAME_CHARACTERS_MAX and (
+        text.isprintable() or _UNSENDABLE.search(text) is None
+    )
+
+
+def format_value(value: object) -> str:
+    """Return *value* as the fixed-point string that Stripe gets, exact to the last digit.
+
+    Examples:
+        >>> format_value(Decimal("1.50"))
+        '1.5'
+        >>> format_value("1e3")
+        '1000'
+
+    Raises:
+        InvalidEventError: It is not a number, or not exact in 15 digits and 12 decimals.
+    """
+    if type(value) is int and -_WHOLE_LIMIT < value < _WHOLE_LIMIT:
+        return str(value)
+    if _is(value, int) and type(value) is not bool:
+        return _format_whole(int.__int__(value))
+    if _is(value, float):
+        # The shortest text that means this float, which is what its author typed or computed.
+        return _format_decimal(Decimal(float.__repr__(value)), value)
+    if _is(value, Decimal):
+        return _format_decimal(value, value)
+    if _is(value, str):
+        return _format_text(str.__str__(value))
+    raise _invalid("value", value, _VALUE_RULE)
+
+
+def format_timestamp(unix_seconds: float) -> str:
+    """Return *unix_seconds* as RFC 3339 in UTC with milliseconds, `2024-06-01T12:15:00.000Z`.
+
+    Later digits are cut, not rounded: an event of the last instant of a billing period stays in it.
+
+    Raises:
+        InvalidEventError: Not a moment between 1970 and 9999.
+    """
+    if not 0 <= unix_seconds < _YEAR_9999_END:
+        raise _invalid("timestamp", unix_seconds, _CLOCK_RULE)
+    # By way of microseconds, the resolution of a float of today: 0.123 s is stored as 0.12299990…
+    seconds, milliseconds = divmod(round(unix_seconds * 1_000_000) // 1000, 1000)
+    return _format_second(seconds) + _MILLISECONDS[milliseconds]
+
+
+def describe(event: object) -> dict[str, Any]:
+    """Return a JSON-safe picture of a raw event for the dead letters, valid or not.
+
+    Never raises, whatever the objects in the event do when they are printed. Each field is cut to
+    200 characters, so this is for people to read and not what is sent.
+    """
+    if not _is(event, tuple) or tuple.__len__(event) != len(RecordedEvent._fields):
+        return {"event": _printable(event)}
+    values = tuple.__iter__(event)
+    return {
+        field: _printable(value) for field, value in zip(RecordedEvent._fields, values, strict=True)
+    }
+
+
+def _is(value: object, kind: type[_T]) -> TypeGuard[_T]:
+    # Not `isinstance`: that asks the value for its `__class__`, which runs code of the application
+    # (proxies pretend there, and may raise).
+    return issubclass(type(value), kind)
+
+
+def _invalid(field: str, value: object, rule: str) -> InvalidEventError:
+    return InvalidEventError(field, _safe_repr(value), rule)
+
+
+def _as_str(field: str, value: object) -> str:
+    # `str.__str__` gives the text itself; `str()` of a `class Plan(str, Enum)` gives "Plan.PRO".
+    if not _is(value, str):
+        raise _invalid(field, value, NAME_RULE)
+    return str.__str__(value)
+
+
+def _quote_name(field: str, text: str) -> str:
+    if not is_name(text):
+        raise _invalid(field, text, NAME_RULE)
+    return _quote(text)
+
+
+_quote_customer: Callable[[str], str] = lru_cache(maxsize=4096)(partial(_quote_name, "customer_id"))
+_quote_payload_key: Callable[[str], str] = lru_cache(maxsize=256)(
+    partial(_quote_name, "payload key")
+)
+
+
+def _build_frame(
+    default_keys: PayloadKeys, keys_by_event: Mapping[str, PayloadKeys], name: str
+) -> _Frame:
+    quoted_name = _quote_name("event_name", name)
+    keys = keys_by_event.get(name, default_keys)
+    return _Frame(
+        f'{{"event_name":{quoted_name},"identifier":',
+        f',"payload":{{{_quote(keys.customer_key)}:',
+        f',{_quote(keys.value_key)}:"',
+        keys,
+    )
+
+
+def _format_whole(number: int) -> str:
+    # Compared before it is printed: printing a huge int takes quadratic time, or raises ValueError.
+    if not -_WHOLE_LIMIT < number < _WHOLE_LIMIT:
+        raise _invalid("value", number, _VALUE_LENGTH_RULE)
+    return str(number)
+
+
+def _format_text(text: str) -> str:
+    if text.isascii() and text.isdigit() and len(text) <= VALUE_DIGITS_MAX and text[0] != "0":
+        return text
+    # Bounded before it is matched. No number that fits needs a hundred characters.
+    if len(text) > _NUMERIC_CHARACTERS_MAX or _NUMERIC.fullmatch(text) is None:
+        raise _invalid("value", text, _VALUE_RULE)
+    try:
+        return _format_decimal(_EXACT.create_decimal(text), text)
+    except (Inexact, InvalidOperation):
+        raise _invalid("value", text, _VALUE_LENGTH_RULE) from None
+
+
+def _format_decimal(number: Decimal, given: object) -> str:
+    # Unbound methods, because a subclass may have overridden them.
+    if not Decimal.is_finite(number):
+        raise _invalid("value", given, _VALUE_RULE)
+    if not Decimal.__bool__(number):
+        return "0"  # -0 and 0E+5 too
+    # The exponent first: writing out 1E+999999 would take a megabyte.
+    if not -VALUE_DECIMALS_MAX <= Decimal.adjusted(number) < VALUE_DIGITS_MAX:
+        raise _invalid("value", given, _VALUE_LENGTH_RULE)
+    try:
+        text = format(_EXACT.normalize(number), "f")
+    except Inexact:
+        raise _invalid("value", given, _VALUE_LENGTH_RULE) from None
+    if len(text.partition(".")[2]) > VALUE_DECIMALS_MAX:
+        raise _invalid("value", given, _VALUE_LENGTH_RULE)
+    return text
+
+
+def _unix_seconds(timestamp: object, recorded_at: float) -> float:
+    moment = _read_timestamp(timestamp)
+    earliest = recorded_at - TIMESTAMP_PAST_SECONDS_MAX
+    # Comparing is safe for huge ints, and false for NaN and infinities.
+    if not earliest <= moment <= recorded_at + TIMESTAMP_FUTURE_SECONDS_MAX:
+        raise _invalid("timestamp", timestamp, _TIMESTAMP_RANGE_RULE)
+    return float(moment)
+
+
+def _read_timestamp(timestamp: object) -> float:
+    if _is(timestamp, float):
+        return float.__float__(timestamp)
+    if _is(timestamp, int) and type(timestamp) is not bool:
+        return int.__int__(timestamp)
+    if _is(timestamp, datetime):
+        return _read_datetime(timestamp)
+    raise _invalid("timestamp", timestamp, _TIMESTAMP_TYPE_RULE)
+
+
+def _read_datetime(timestamp: datetime) -> float:
+    try:
+        seconds = None if timestamp.utcoffset() is None else timestamp.timestamp()
+    except Exception:  # noqa: BLE001  a tzinfo is code of the application
+        seconds = None
+    if seconds is None:
+        raise _invalid("timestamp", timestamp, _TIMESTAMP_TYPE_RULE)
+    return seconds
+
+
+@lru_cache(maxsize=128)
+def _format_second(unix_seconds: int) -> str:
+    year, month, day, hour, minute, second = time.gmtime(unix_seconds)[:6]
+    return f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}."
+
+
+def _format_payload(payload: object, keys: PayloadKeys) -> str:
+    parts: list[str] = []
+    for key, value in _payload_items(payload):
+        name = _as_str("payload key", key)
+        if name in keys:
+            raise _invalid("payload key", name, _RESERVED_KEY_RULE)
+        parts.append(f",{_quote_payload_key(name)}:{_quote_payload_value(value, name)}")
+    return "".join(parts)
+
+
+def _payload_items(payload: object) -> Iterable[tuple[object, object]]:
+    try:
+        if not isinstance(payload, Mapping):
+            raise TypeError  # noqa: TRY301  one answer to all that is no mapping
+        pairs = [(key, value) for key, value in islice(payload.items(), PAYLOAD_KEYS_MAX + 1)]
+    except Exception:  # noqa: BLE001  a mapping may be code of the application
+        raise _invalid("payload", payload, _PAYLOAD_TYPE_RULE) from None
+    if len(pairs) > PAYLOAD_KEYS_MAX:
+        raise _invalid("payload", payload, _PAYLOAD_SIZE_RULE)
+    return pairs
+
+
+def _quote_payload_value(value: object, key: str) -> str:
+    if _is(value, str):
+        text = str.__str__(value)
+        # Line ends and the like are allowed here: JSON carries them, and losing money over a
+        # label would be worse. Only what UTF-8 cannot carry is refused.
+        if len(text) <= PAYLOAD_VALUE_CHARACTERS_MAX and _SURROGATE.search(text) is None:
+            return _quote(text)
+    raise _invalid(f"payload[{_safe_repr(key)}]", value, _PAYLOAD_VALUE_RULE)
+
+
+def _printable(value: object) -> Any:
+    if value is None or type(value) is bool:
+        return value
+    if type(value) is int and -_INT_SHOWN_LIMIT < value < _INT_SHOWN_LIMIT:
+        return value
+    if type(value) is float and value - value == 0:  # finite
+        return value
+    if _is(value, str):
+        return _cut(str.__str__(value))
+    try:
+        return _printable_object(value)
+    except Exception:  # noqa: BLE001  code of the application
+        return _safe_repr(value)
+
+
+def _printable_object(value: object) -> Any:
+    if _is(value, dict):
+        pairs = list(islice(dict.items(value), PAYLOAD_KEYS_MAX))
+        return {_cut(_text_or_repr(key)): _cut(_text_or_repr(item)) for key, item in pairs}
+    if _is(value, Decimal):
+        return _cut(Decimal.__str__(value))
+    if _is(value, datetime):
+        return _cut(datetime.isoformat(value))
+    return _safe_repr(value)
+
+
+def _text_or_repr(value: object) -> str:
+    return str.__str__(value) if _is(value, str) else _safe_repr(value)
+
+
+def _safe_repr(value: object) -> str:
+    # A short repr that never raises and never takes long over a huge str, int or container.
+    if _is(value, int) and not -_INT_SHOWN_LIMIT < int.__int__(value) < _INT_SHOWN_LIMIT:
+        return f"<int of {int.bit_length(value)} bits>"
+    if _is(value, str):
+        return _cut(repr(str.__str__(value)[: _SHOWN_CHARACTERS_MAX + 1]))
+    try:
+        text = str.__str__(_DEFAULT_REPR.repr(value))
+    except Exception:  # noqa: BLE001  code of the application
+        text = object.__repr__(value)
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
+    text = text[: _SHOWN_CHARACTERS_MAX + 1].encode("utf-8", "backslashreplace").decode()
+    if len(text) <= _SHOWN_CHARACTERS_MAX:
+        return text
+    return text[: _SHOWN_CHARACTERS_MAX - 1] + "…"

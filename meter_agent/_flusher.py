@@ -1,0 +1,394 @@
+"""When to send: the sender threads, `flush`, `close`.
+
+Senders are identical threads that pull batches from the buffer; there is no queue between them and
+it. At most one of them watches: it sleeps until enough events wait for a full batch, until the
+oldest waits for *flush_interval_seconds*, or, when nothing waits, until somebody rings. The others
+are sending, or sleep until they are called to watch.
+
+- The first sender starts with the first event. A sender that leaves the watch with a full batch, or
+  after a slow request, calls or starts another one to watch in its place, up to *max_in_flight*.
+- A watcher beside busy senders takes a full batch only when none of them has pulled for 5 ms: on a
+  fast network one thread does it all, on a slow one they all help.
+- `flush()` waits for a position in the order of recording, never for an empty buffer.
+- A sender that dies leaves its batch to the next one, which the next `record()`, `flush()` or
+  `close()` starts.
+
+The lock of `_changed` guards the state of the senders, `_progress` is what `flush` and `close` wait
+on. Nothing is sent, logged or called back under either, and `record()` takes neither: it only rings
+the doorbell.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from meter_agent._buffer import Batch, RingBuffer
+from meter_agent._pace import Pace
+from meter_agent._runtime import Runtime
+
+__all__ = ["Flusher", "Work"]
+
+_HELP_AFTER_SECONDS = 0.005
+_START_AGAIN_SECONDS = 1.0
+_DEATHS_APART_SECONDS = 10.0
+
+
+class Work(Protocol):
+    """What one sender thread does with a batch."""
+
+    def process(self, batch: Batch) -> None:
+        """Settle every event of *batch*, or return early because the agent closes."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class Flusher:
+    """Runs the sender threads.
+
+    Args:
+        runtime: Clocks, locks and threads.
+        buffer: Where events wait.
+        pace: Told to hurry and to close.
+        open_work: Makes what one sender thread works with; called in that thread.
+        on_death: Told about the error that ended a sender thread.
+        on_retired: Called by the last sender thread after `retire()`.
+        batch_size: Events of a full batch.
+        flush_interval_seconds: How old the oldest waiting event may become.
+        max_in_flight: Most sender threads.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        buffer: RingBuffer,
+        pace: Pace,
+        open_work: Callable[[], Work],
+        on_death: Callable[[BaseException], None],
+        on_retired: Callable[[], None],
+        batch_size: int,
+        flush_interval_seconds: float,
+        max_in_flight: int,
+    ) -> None:
+        self._runtime = runtime
+        self._buffer = buffer
+        self._pace = pace
+        self._open_work = open_work
+        self._on_death = on_death
+        self._on_retired = on_retired
+        self._batch_size = batch_size
+        self._flush_interval_seconds = flush_interval_seconds
+        self._max_in_flight = max_in_flight
+        self._doorbell = runtime.doorbell()
+        # Held by whoever starts the first sender, and as long as any sender runs. A deque, because
+        # `pop` is one step: a signal handler that records while the thread it interrupted is
+        # starting a sender must not start another.
+        self._nobody_sends = deque([True])
+        self._start_again_at = 0.0
+        self._died_at = float("-inf")
+        self._changed = runtime.condition()
+        self._senders: set[int] = set()
+        self._helpers_starting = 0
+        self._watching = False
+        self._idle = 0
+        self._busy = 0
+        self._last_pull_at = 0.0
+        self._last_was_slow = False
+        self._flush_through = 0
+        self._closing = False
+        self._retiring = False
+        self._stopped = False
+        self._progress = runtime.condition()
+
+    # -- called by record(): any thread, signal handler, __del__; no lock ------------------------
+
+    def wake(self) -> None:
+        """Make sure that somebody looks at the buffer."""
+        self._doorbell.ring()
+        if not self._nobody_sends or self._stopped:
+            return
+        if self._runtime.monotonic() < self._start_again_at:
+            # The last sender has just died. Let the next `record()` ask again.
+            self._buffer.set_alarm(1)
+            return
+        try:
+            self._nobody_sends.pop()
+        except IndexError:
+            return  # another thread was quicker
+        if not self._start(self._run):
+            self._nobody_sends.append(True)
+            self._buffer.set_alarm(1)
+
+    def _start(self, target: Callable[[], None]) -> bool:
+        try:
+            self._runtime.start_thread(target, "meter-agent-sender")
+        except RuntimeError:
+            # The interpreter is shutting down (cpython#113964), or out of threads. `flush()` and
+            # `close()` then do the work in the calling thread.
+            return False
+        return True
+
+    # -- a sender thread -----------------------------------------------------------------------
+
+    def _run_as_helper(self) -> None:
+        self._run(helper=True)
+
+    def _run(self, *, helper: bool = False) -> None:
+        me = self._runtime.thread_id()
+        with self._changed:
+            self._senders.add(me)
+            self._helpers_starting -= helper
+        try:
+            work = self._open_work()
+            try:
+                self._pull_and_process(work)
+            finally:
+                work.close()
+        except BaseException as error:  # noqa: BLE001 - the application's thread excepthook is not ours
+            self._put_off_next_start()
+            self._on_death(error)
+        finally:
+            self._leave(me)
+
+    def _leave(self, me: int) -> None:
+        with self._changed:
+            self._senders.discard(me)
+            last = not self._senders and not self._helpers_starting
+            self._changed.notify()
+        # Whoever watches may be asleep, and a batch may have been given back.
+        self._doorbell.ring()
+        if last:
+            self._nobody_sends.append(True)
+            # Nobody listens any more: the next `record()` must look up and start a sender.
+            self._buffer.set_alarm(1)
+            if self._retiring:
+                self._on_retired()
+            elif not (self._closing or self._stopped or self._buffer.is_drained):
+                self.wake()
+        self._tell_progress()
+
+    def _put_off_next_start(self) -> None:
+        # One death is mended at once; when the next one follows soon, there is a pattern to it.
+        now = self._runtime.monotonic()
+        if now < self._died_at + _DEATHS_APART_SECONDS:
+            self._start_again_at = now + _START_AGAIN_SECONDS
+        self._died_at = now
+
+    def _pull_and_process(self, work: Work) -> None:
+        eager = False
+        while (batch := self._next_batch(eager=eager)) is not None:
+            began = self._runtime.monotonic()
+            try:
+                work.process(batch)
+            finally:
+                if batch.size:
+                    # The agent closes, or the sender dies.
+                    self._buffer.give_back(batch)
+                with self._changed:
+                    self._busy -= 1
+                    seconds = self._runtime.monotonic() - began
+                    self._last_was_slow = seconds > self._flush_interval_seconds
+                self._tell_progress()
+            if batch.size:
+                return
+            eager = True
+
+    def _tell_progress(self) -> None:
+        with self._progress:
+            self._progress.notify_all()
+
+    def _next_batch(self, *, eager: bool) -> Batch | None:
+        while True:
+            with self._changed:
+                if self._is_over():
+                    return None
+                if self._due_in(eager=eager) == 0 and (batch := self._pull()) is not None:
+                    full = batch.size >= self._batch_size
+                    helper = self._call_help() if full or self._last_was_slow else False
+                    break
+                eager = False
+                if self._watching:
+                    self._idle += 1
+                    self._changed.wait()
+                    self._idle -= 1
+                    continue
+                self._watching = True
+            try:
+                self._watch()
+            finally:
+                with self._changed:
+                    self._watching = False
+        if helper:
+            self._start_helper()
+        return batch
+
+    def _is_over(self) -> bool:
+        return self._stopped or (self._retiring and self._buffer.is_drained)
+
+    def _pull(self) -> Batch | None:
+        batch = self._buffer.take(self._batch_size)
+        if batch is not None:
+            self._busy += 1
+            self._last_pull_at = self._runtime.monotonic()
+        return batch
+
+    def _call_help(self) -> bool:
+        # Somebody should watch while we send. True: that takes a new thread, which the caller
+        # starts when it has let go of the lock.
+        if self._watching or self._helpers_starting:
+            return False
+        if self._idle:
+            self._changed.notify()
+            return False
+        if len(self._senders) >= self._max_in_flight:
+            return False
+        self._helpers_starting += 1
+        return True
+
+    def _start_helper(self) -> None:
+        if not self._start(self._run_as_helper):
+            with self._changed:
+                self._helpers_starting -= 1
+
+    # -- the watch -----------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        seconds = self._set_alarm()
+        if seconds is None or seconds > 0:
+            self._doorbell.wait(seconds)
+        self._buffer.unset_alarm()
+
+    def _set_alarm(self) -> float | None:
+        # The alarm is set first and the buffer looked at afterwards: see there why no event can
+        # slip in between. When the look shows that it was the wrong alarm, once more.
+        alarm = 1
+        while True:
+            self._buffer.set_alarm(alarm)
+            with self._changed:
+                seconds = 0.0 if self._is_over() else self._due_in(eager=False)
+            if (seconds is None) == (alarm == 1):
+                break
+            alarm = self._full() if alarm == 1 else 1
+        if len(self._buffer) >= alarm > 1:
+            # A full batch waits for a busy sender to take it: no need to hear of further events.
+            self._buffer.unset_alarm()
+        return seconds
+
+    def _full(self) -> int:
+        return min(self._batch_size, self._buffer.capacity)
+
+    def _due_in(self, *, eager: bool) -> float | None:
+        # Seconds until a batch should leave; None while nothing waits. Called with the lock held.
+        if self._buffer.has_returned_batches:
+            return 0.0
+        waiting = len(self._buffer)
+        if not waiting:
+            return None
+        if self._closing or self._retiring or self._buffer.taken_through() < self._flush_through:
+            return 0.0
+        if waiting < self._full():
+            return self._until_old()
+        if eager or not self._busy:
+            return 0.0
+        return max(0.0, self._last_pull_at + _HELP_AFTER_SECONDS - self._runtime.monotonic())
+
+    def _until_old(self) -> float:
+        recorded_at = self._buffer.oldest_recorded_at
+        if recorded_at is None:
+            return self._flush_interval_seconds
+        # The wall clock may have been set: an age is believed between zero and the interval only.
+        age = max(0.0, self._runtime.clock.time() - recorded_at)
+        return max(0.0, self._flush_interval_seconds - age)
+
+    # -- flush and close -----------------------------------------------------------------------
+
+    @property
+    def called_from_sender(self) -> bool:
+        """Whether this is one of our own threads, in a callback of the application."""
+        return self._runtime.thread_id() in self._senders
+
+    def flush(self, timeout: float | None) -> bool:
+        """Send what waits; True when everything recorded before the call is settled."""
+        through = self._buffer.recorded_through()
+        deadline = None if timeout is None else self._runtime.monotonic() + timeout
+        with self._changed:
+            self._flush_through = max(self._flush_through, through)
+        self._set_to_work()
+
+        def settled() -> bool:
+            return self._buffer.settled_through() >= through
+
+        if self._nobody_sends and not self.called_from_sender:
+            self._work_here(settled, deadline)
+        return self._wait_until(settled, deadline)
+
+    def drain(self, deadline: float) -> None:
+        """Send what waits, without regard to batch sizes, until *deadline* (monotonic seconds).
+
+        Returns early when everything is settled, or when no sender sees a chance before then.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._pace.close(deadline)
+        self._set_to_work()
+        if self._nobody_sends and not self.called_from_sender:
+            self._work_here(lambda: self._buffer.is_drained, deadline)
+        self._wait_until(lambda: self._buffer.is_drained or bool(self._nobody_sends), deadline)
+
+    def retire(self) -> bool:
+        """Send what waits without anybody waiting for it, then end. True: there is nothing left.
+
+        Takes no lock: the garbage collector calls it, in whatever thread it likes.
+        """
+        self._retiring = True
+        self._doorbell.ring()
+        return bool(self._nobody_sends) and self._buffer.is_drained
+
+    def stop(self) -> None:
+        """End the sender threads, each as soon as it lets go of its request."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._doorbell.ring()
+        self._tell_progress()
+
+    def _set_to_work(self) -> None:
+        if self._buffer.is_drained:
+            return
+        self._start_again_at = 0.0
+        self._pace.hurry()
+        self.wake()
+        with self._changed:
+            helper = bool(self._senders) and self._call_help()
+        if helper:
+            self._start_helper()
+
+    def _wait_until(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        if self.called_from_sender:
+            return done()  # waiting for ourselves would last for ever
+        with self._progress:
+            while not done():
+                left = None if deadline is None else deadline - self._runtime.monotonic()
+                if self._stopped or (left is not None and left <= 0):
+                    return False
+                self._progress.wait(left)
+        return True
+
+    def _work_here(self, done: Callable[[], bool], deadline: float | None) -> None:
+        # No thread can be started any more: the caller's own time is all there is.
+        work = self._open_work()
+        try:
+            with self._pace.until(deadline):
+                while not done() and (batch := self._buffer.take(self._batch_size)):
+                    work.process(batch)
+                    if batch.size:
+                        self._buffer.give_back(batch)
+                        return
+        finally:
+            work.close()

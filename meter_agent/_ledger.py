@@ -1,0 +1,163 @@
+"""What became of every event, each counted once.
+
+The equation that always holds, for every agent and at every moment::
+
+    recorded + recovered == delivered + dead_lettered + uncertain + dropped + buffered + in_flight
+
+Where the numbers come from is chosen so that they cannot drift apart: events that wait are counted
+by the buffer that holds them, everything else is counted once, at the moment it happens, under the
+buffer's lock. Only a refusal at the door is counted without that lock, because `record()` may run
+in a signal handler that interrupted the holder of it; see `Tally`.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["DropReason", "Outcome", "Stats", "Tally", "Traffic"]
+
+
+class Outcome(enum.StrEnum):
+    """How an event that left the buffer can end."""
+
+    DELIVERED = "delivered"
+    DEAD_LETTERED = "dead_lettered"
+    UNCERTAIN = "uncertain"
+    SHUTDOWN = "shutdown"
+
+
+class DropReason(enum.StrEnum):
+    """Why an event was dropped; the keys of `Stats.dropped`."""
+
+    OVERFLOW = "overflow"
+    """The buffer was full; which event went is the *overflow* setting's choice."""
+
+    CLOSED = "closed"
+    """`record()` was called after `close()`."""
+
+    SHUTDOWN = "shutdown"
+    """The agent closed before it could be sent, and there was no spool to keep it in."""
+
+    DISABLED = "disabled"
+    """The setting *disabled* is on."""
+
+    NOT_CONFIGURED = "not_configured"
+    """The default agent could not be built from the environment; the log says why."""
+
+
+class Tally:
+    """A counter that is raised by one C call, so that no lock is needed and no interrupt hurts.
+
+    `count += 1` takes three bytecodes; a signal handler between them would undo an increment.
+    """
+
+    __slots__ = ("_reads", "_ticks")
+
+    def __init__(self) -> None:
+        self._ticks = itertools.count()
+        self._reads = 0
+
+    def up(self) -> None:
+        """Add one; safe in any thread, signal handler or `__del__`."""
+        next(self._ticks)
+
+    def read(self) -> int:
+        """Return the count. Callers hold one common lock, because looking moves the counter."""
+        self._reads += 1
+        return next(self._ticks) - self._reads + 1
+
+
+class Traffic:
+    """What went over the wire, counted by the sender threads."""
+
+    __slots__ = ("last_error", "last_success_at", "requests", "retries", "sessions", "splits")
+
+    def __init__(self) -> None:
+        self.requests = Tally()
+        self.retries = Tally()
+        self.sessions = Tally()
+        self.splits = Tally()
+        self.last_success_at: float | None = None
+        self.last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot of an agent's ledger. Nothing in it changes afterwards.
+
+    `recorded + recovered == delivered + dead_lettered + uncertain + dropped_total + buffered +
+    in_flight` holds in every snapshot.
+
+    Example:
+        >>> from meter_agent import Stats
+        >>> stats = Stats(recorded=3, delivered=2, dropped={"overflow": 1})
+        >>> stats.dropped_total
+        1
+        >>> stats.balanced
+        True
+    """
+
+    recorded: int = 0
+    """Calls of `record()` that have an entry in this ledger, refused ones included."""
+
+    recovered: int = 0
+    """Events adopted from the spool of a process that died."""
+
+    delivered: int = 0
+    """Events that Stripe received. It validates them later."""
+
+    dead_lettered: int = 0
+    """Events that cannot be billed as they are; see the dead-letter file."""
+
+    uncertain: int = 0
+    """Events that Stripe may or may not have received, left for a human to decide."""
+
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Events that were given up, by reason; see `DropReason`."""
+
+    buffered: int = 0
+    """Events that wait to be sent."""
+
+    in_flight: int = 0
+    """Events that a sender holds at this moment."""
+
+    requests: int = 0
+    """Batches put on the wire, retries included, session requests excluded."""
+
+    retries: int = 0
+    """Requests that carried the same bytes again."""
+
+    sessions: int = 0
+    """Meter event sessions opened."""
+
+    splits: int = 0
+    """Batches cut in two to find the event that Stripe refused."""
+
+    oldest_event_age_seconds: float | None = None
+    """Age of the oldest event that is neither delivered nor given up; None when there is none."""
+
+    last_success_at: float | None = None
+    """Unix seconds of the last accepted batch; None before the first."""
+
+    last_error: str | None = None
+    """What the last failed request said; None before the first failure."""
+
+    @property
+    def dropped_total(self) -> int:
+        """Events dropped for whatever reason."""
+        return sum(self.dropped.values())
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the ledger equation holds. It always does; a False is a bug worth reporting."""
+        return self.recorded + self.recovered == (
+            self.delivered
+            + self.dead_lettered
+            + self.uncertain
+            + self.dropped_total
+            + self.buffered
+            + self.in_flight
+        )

@@ -1,0 +1,185 @@
+"""How a process ends and how it forks: atexit, fork, multiprocessing, SIGTERM.
+
+One hook of each kind per process, whatever the number of agents, installed with the first of them
+(importing the package installs nothing). The hooks find the agents in one registry; an agent that
+was closed, or collected with nothing left to send, is in it no more.
+
+Who runs what: `atexit` runs at the end of the main module, after `sys.exit` and in gunicorn's
+workers. It does not run on SIGTERM without a handler, after `os._exit`, and in children of
+`multiprocessing` before Python 3.13; those run `multiprocessing.util.Finalize` instead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Protocol
+
+from meter_agent._log import write
+from meter_agent._runtime import SystemRuntime
+
+__all__ = ["arrange_child_exit", "call_after_fork", "is_exiting", "register", "unregister"]
+
+_ERROR = 40
+_CHILD_EXIT_PRIORITY = 10
+
+
+class Closable(Protocol):
+    """What the hooks need of an agent's pipeline."""
+
+    shutdown_timeout_seconds: float
+
+    def begin_close(self, deadline: float) -> None:
+        """Let nothing more in and start to drain."""
+        ...
+
+    def finish_close(self, deadline: float) -> object:
+        """Wait for the drain until *deadline* and account for the rest."""
+        ...
+
+    def flush(self, timeout: float | None) -> bool:
+        """Send what waits."""
+        ...
+
+    def start_over_after_fork(self) -> None:
+        """Forget what belongs to the parent."""
+        ...
+
+
+class _State:
+    def __init__(self) -> None:
+        # Strong references: events of an agent that nobody holds any more are still to be sent.
+        # A dict for its order, and because each of its operations used here is one step.
+        self.pipelines: dict[Closable, None] = {}
+        self.after_fork: dict[Callable[[], None], None] = {}
+        self.installed = False
+        self.exiting = False
+        self.sigterm_installed = False
+        self.previous_sigterm: Any = None
+        self.child_process_id: int | None = None
+
+
+_state = _State()
+
+
+def register(pipeline: Closable, *, handle_sigterm: bool) -> None:
+    """Close *pipeline* when the process ends, and let it start over in forked children."""
+    _state.pipelines[pipeline] = None
+    _install()
+    if handle_sigterm and not _state.sigterm_installed:
+        _install_sigterm()
+
+
+def unregister(pipeline: Closable) -> None:
+    """Forget *pipeline*: it has nothing left to send."""
+    _state.pipelines.pop(pipeline, None)
+
+
+def call_after_fork(renew: Callable[[], None]) -> None:
+    """Call *renew*, once in each forked child, before the agents start over."""
+    _state.after_fork[renew] = None
+    _install()
+
+
+def is_exiting() -> bool:
+    """Whether the exit hook has run: nothing that is recorded now would be sent by itself."""
+    return _state.exiting
+
+
+def arrange_child_exit() -> None:
+    """In a child of `multiprocessing`: drain when the child's function returns.
+
+    Called when the first event of a process is recorded, because a child clears the finalizers that
+    it inherits, after the fork hooks have run.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    util = sys.modules.get("multiprocessing.util")
+    if process is None or util is None or process.parent_process() is None:
+        return
+    if _state.child_process_id != os.getpid():
+        _state.child_process_id = os.getpid()
+        util.Finalize(None, _close_all, exitpriority=_CHILD_EXIT_PRIORITY)
+
+
+def _install() -> None:
+    if _state.installed:
+        return
+    _state.installed = True
+    atexit.register(_at_exit)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _at_exit() -> None:
+    _close_all()
+    _state.exiting = True
+
+
+def _close_all() -> None:
+    # One budget for the whole process. All agents drain at the same time; the deadline of each is
+    # its own, so the whole takes no longer than the longest of them.
+    now = SystemRuntime.monotonic()
+    ends = [
+        (pipeline, now + pipeline.shutdown_timeout_seconds) for pipeline in list(_state.pipelines)
+    ]
+    for pipeline, deadline in ends:
+        pipeline.begin_close(deadline)
+    for pipeline, deadline in ends:
+        pipeline.finish_close(deadline)
+
+
+def _after_fork_in_child() -> None:
+    for renew in _state.after_fork:
+        renew()
+    # `list` first: nothing else runs in a child, but a pipeline may leave the registry meanwhile.
+    for pipeline in list(_state.pipelines):
+        pipeline.start_over_after_fork()
+
+
+def _install_sigterm() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        write(
+            "meter_agent.sigterm_not_handled",
+            _ERROR,
+            advice="construct the agent in the main thread",
+        )
+        return
+    _state.previous_sigterm = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    _state.sigterm_installed = True
+
+
+def _on_sigterm(signal_number: int, frame: FrameType | None) -> None:
+    # The interrupted frame may hold any lock, ours included, so nothing here waits: a thread of its
+    # own drains while the interrupted code goes on (django-q2#346 deadlocked here).
+    previous = _state.previous_sigterm
+    if callable(previous):
+        _in_thread(_flush_all)
+        previous(signal_number, frame)
+    elif previous == signal.SIG_DFL:
+        # A second SIGTERM kills at once, and so does ours after the drain: the exit status stays.
+        signal.signal(signal_number, signal.SIG_DFL)
+        _in_thread(lambda: _close_and_kill(signal_number))
+    else:
+        _in_thread(_flush_all)
+
+
+def _in_thread(target: Callable[[], None]) -> None:
+    threading.Thread(target=target, name="meter-agent-sigterm", daemon=True).start()
+
+
+def _flush_all() -> None:
+    for pipeline in list(_state.pipelines):
+        pipeline.flush(pipeline.shutdown_timeout_seconds)
+
+
+def _close_and_kill(signal_number: int) -> None:
+    try:
+        _close_all()
+    finally:
+        os.kill(os.getpid(), signal_number)

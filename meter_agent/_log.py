@@ -1,0 +1,100 @@
+"""The package's voice: structlog events handed to the logger `meter_agent`, and nothing configured.
+
+Lines are dotted constants with key/value pairs. They go through the application's own `logging`
+handlers as `extra` fields. structlog's global configuration is neither read nor written: it belongs
+to the application (hynek/structlog#179), and its unconfigured default would write to stdout.
+
+A line that repeats is written at most once per interval, with the number that was held back.
+structlog is imported at the first line that somebody listens to: it costs 150 ms.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from meter_agent._runtime import Runtime
+
+__all__ = ["LOG_EVENTS", "EventLog"]
+
+_LOGGER_NAME = "meter_agent"
+_INTERVAL_SECONDS = 30.0
+
+LOG_EVENTS = {
+    "meter_agent.not_configured": "The default agent could not be built; its events are refused.",
+    "meter_agent.unknown_setting": "An environment variable looks like a setting but is none.",
+    "meter_agent.session_opened": "A meter event session was opened.",
+    "meter_agent.request_failed": "A request did not end in an accepted batch; it is sent again.",
+    "meter_agent.credentials_refused": "Stripe refused the key; events are kept, asking slowly.",
+    "meter_agent.batch_split": "Stripe refused a batch; it is cut in two to find the bad event.",
+    "meter_agent.event_dead_lettered": "An event cannot be billed as it is.",
+    "meter_agent.events_uncertain": "Stripe may or may not have events; a human must decide.",
+    "meter_agent.events_dropped": "Events were dropped; *reason* says why.",
+    "meter_agent.dead_letters_unwritable": "The dead-letter file could not be written.",
+    "meter_agent.callback_failed": "A callback of the application raised.",
+    "meter_agent.sender_died": "A sender thread ended with an error; another takes over.",
+    "meter_agent.sigterm_not_handled": "SIGTERM can only be handled from the main thread.",
+    "meter_agent.closed": "The agent closed; the line holds the final ledger.",
+}
+"""Every log event and what it means; the reference page is generated from this."""
+
+
+class EventLog:
+    """Writes log events, each name at most once per interval."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._lock = runtime.condition()
+        self._next_at: dict[tuple[str, str], float] = {}
+        self._held_back: dict[tuple[str, str], int] = {}
+
+    def say(
+        self, event: str, /, level: int = logging.WARNING, *, key: str = "", **fields: Any
+    ) -> bool:
+        """Write *event* now, or count it when the same (event, *key*) was written just before.
+
+        Returns whether it was written.
+
+        Never raises: a broken handler of the application must not stop a sender.
+        """
+        with self._lock:
+            held_back = self._due(event, key)
+        if held_back is None:
+            return False
+        if held_back:
+            fields["held_back"] = held_back
+        write(event, level, **fields)
+        return True
+
+    def _due(self, event: str, key: str) -> int | None:
+        now = self._runtime.monotonic()
+        site = (event, key)
+        if now < self._next_at.get(site, now):
+            self._held_back[site] = self._held_back.get(site, 0) + 1
+            return None
+        self._next_at[site] = now + _INTERVAL_SECONDS
+        return self._held_back.pop(site, 0)
+
+
+def write(event: str, level: int, **fields: Any) -> None:
+    """Write one line, whatever was written before. Never raises."""
+    logger = logging.getLogger(_LOGGER_NAME)
+    if not logger.handlers:
+        # As the logging HOWTO asks of libraries: without it, an application that configured no
+        # logging would find our warnings on its stderr.
+        logger.addHandler(logging.NullHandler())
+    try:
+        if logger.isEnabledFor(level):
+            _structured(logger).log(level, event, **fields)
+    except Exception:  # noqa: BLE001, S110 - see "Never raises"
+        pass
+
+
+def _structured(logger: logging.Logger) -> Any:
+    import structlog  # noqa: PLC0415 - 150 ms that a silent process need not pay
+
+    return structlog.wrap_logger(
+        logger,
+        processors=[structlog.stdlib.render_to_log_kwargs],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )

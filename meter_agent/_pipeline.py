@@ -1,0 +1,395 @@
+"""The wiring of one agent: from `Config` to buffer, senders and stream, and their common end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from meter_agent import _lifecycle
+from meter_agent._buffer import Record, RingBuffer
+from meter_agent._config import Config, unknown_variables
+from meter_agent._dead_letters import DeadLetter, DeadLetterFile
+from meter_agent._event import EventEncoder
+from meter_agent._flusher import Flusher, Work
+from meter_agent._ledger import DropReason, Outcome, Stats, Traffic
+from meter_agent._log import EventLog, write
+from meter_agent._pace import Pace
+from meter_agent._runtime import Runtime
+from meter_agent._session import SessionCache
+from meter_agent.exceptions import ConfigError, MeterAgentError
+
+if TYPE_CHECKING:
+    from requests.adapters import BaseAdapter
+
+__all__ = ["Pipeline"]
+
+
+class Pipeline:
+    """Everything behind a `MeterAgent` that outlives it until its events are settled.
+
+    Args:
+        config: The settings.
+        runtime: Clocks, locks, threads.
+        on_dead_letter: The application's callback.
+        on_error: The application's callback.
+        open_adapter: Makes the requests adapter that sends; None for the real network.
+        refusal: Refuse every event from the start, for this reason.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        *,
+        on_dead_letter: Callable[[DeadLetter], None] | None,
+        on_error: Callable[[MeterAgentError], None] | None,
+        open_adapter: Callable[[], BaseAdapter] | None,
+        refusal: DropReason | None,
+    ) -> None:
+        if config.spool_dir is not None:
+            # Rather than take a promise of crash safety and not keep it.
+            raise ConfigError(
+                [f"METER_AGENT_SPOOL_DIR={config.spool_dir}: not available in this version; unset"]
+            )
+        self._config = config
+        self._runtime = runtime
+        self._callbacks = on_dead_letter, on_error
+        self._open_adapter = open_adapter
+        self.shutdown_timeout_seconds = config.shutdown_timeout_seconds
+        self._encoder = EventEncoder(*config.encoder_keys)
+        self._buffer = RingBuffer(
+            runtime,
+            capacity=config.buffer_events,
+            overflow=config.overflow,
+            block_timeout_seconds=config.block_timeout_seconds,
+            wake=self._wake,
+            on_fork=self.start_over_after_fork,
+        )
+        if refusal is not None:
+            self._buffer.refuse(refusal)
+        self._wire()
+        if refusal is None:
+            _lifecycle.register(self, handle_sigterm=config.handle_sigterm)
+
+    def _wire(self) -> None:
+        config, runtime = self._config, self._runtime
+        self._exit_arranged = False
+        self._final: Stats | None = None
+        self._closers = 0
+        self._end = runtime.condition()
+        self._log = EventLog(runtime)
+        self._traffic = Traffic()
+        self._dropped_told: dict[str, int] = {}
+        on_dead_letter, on_error = self._callbacks
+        self._on_error = self._guarded(on_error)
+        self._letters = DeadLetterFile(
+            config.dead_letter_path, log=self._log, on_letter=self._guarded(on_dead_letter)
+        )
+        self._pace = Pace(
+            runtime,
+            events_per_second=config.max_events_per_second,
+            burst_events=config.batch_size,
+            base_seconds=config.retry_base_seconds,
+            max_seconds=config.retry_max_seconds,
+        )
+        self._sessions = SessionCache(runtime, log=self._log)
+        self._body_limit: Any = None
+        self._flusher = Flusher(
+            runtime,
+            buffer=self._buffer,
+            pace=self._pace,
+            open_work=self._open_work,
+            on_death=self._tell_death,
+            on_retired=lambda: _lifecycle.unregister(self),
+            batch_size=config.batch_size,
+            flush_interval_seconds=config.flush_interval_seconds,
+            max_in_flight=config.max_in_flight,
+        )
+
+    def _wake(self) -> None:
+        # On the slow path of `record()`, in whatever context that was called.
+        if not self._exit_arranged:
+            self._exit_arranged = True
+            _lifecycle.arrange_child_exit()
+        self._flusher.wake()
+
+    def _open_work(self) -> Work:
+        # In the sender thread: requests, tenacity and ssl cost 200 ms to import, which the
+        # application's thread does not pay.
+        from meter_agent._delivery import BodyLimit, Delivery  # noqa: PLC0415
+        from meter_agent._sender import Sender  # noqa: PLC0415
+        from meter_agent._stream import MeterEventStream  # noqa: PLC0415
+        from meter_agent._transport import Transport  # noqa: PLC0415
+
+        config, runtime = self._config, self._runtime
+        if self._body_limit is None:
+            self._body_limit = BodyLimit(config.batch_size)
+        stream = MeterEventStream(
+            runtime,
+            transport=Transport(
+                connect_timeout_seconds=config.connect_timeout_seconds,
+                read_timeout_seconds=config.read_timeout_seconds,
+                open_adapter=self._open_adapter,
+            ),
+            session_url=config.session_url,
+            stream_url=config.stream_url,
+            read_api_key=config.read_api_key,
+            headers=_stripe_headers(config),
+            traffic=self._traffic,
+            seconds_left=self._pace.seconds_left,
+        )
+        delivery = Delivery(
+            runtime,
+            stream=stream,
+            sessions=self._sessions,
+            pace=self._pace,
+            body_limit=self._body_limit,
+            traffic=self._traffic,
+            log=self._log,
+            on_error=self._on_error,
+            resend_window_seconds=config.resend_window_seconds,
+        )
+        sender = Sender(
+            runtime,
+            buffer=self._buffer,
+            encoder=self._encoder,
+            delivery=delivery,
+            letters=self._letters,
+        )
+        return _Reporting(sender, self._tell_drops)
+
+    # -- what the facade offers ----------------------------------------------------------------
+
+    def recorder(self, *, strict: bool) -> Record:
+        """Return the `record()` of this agent."""
+        record = self._buffer.recorder()
+        if _lifecycle.is_exiting():
+            record = self._flushing(record)
+        return _strict(record, self._encoder, self._runtime) if strict else record
+
+    def _flushing(self, record: Record) -> Record:
+        # Made by an exit handler that ran after ours: no thread would be waited for any more.
+        def record_and_flush(*event: Any, **options: Any) -> bool:
+            return record(*event, **options) and self.flush(self.shutdown_timeout_seconds)
+
+        return record_and_flush
+
+    def flush(self, timeout: float | None) -> bool:
+        """See `MeterAgent.flush`."""
+        self._notice_fork()
+        return self._flusher.flush(timeout)
+
+    def stats(self) -> Stats:
+        """See `MeterAgent.stats`."""
+        self._notice_fork()
+        return self._read_stats()
+
+    def begin_close(self, deadline: float) -> None:
+        """Let nothing more in and send what waits; `finish_close` waits for it."""
+        self._notice_fork()
+        self._buffer.refuse(DropReason.CLOSED)
+        self._pace.close(deadline)
+
+    def finish_close(self, deadline: float) -> Stats:
+        """Wait until everything is settled or *deadline* (monotonic seconds); account for the rest.
+
+        The first caller does it; later callers wait for the same result.
+        """
+        with self._end:
+            self._closers += 1
+            first = self._closers == 1
+        if not first:
+            return self._wait_for_end(deadline)
+        self._flusher.drain(deadline)
+        if self._flusher.called_from_sender:
+            # A callback of the application closes the agent from within our own thread: the rest
+            # goes out behind it, and the exit of the process waits for that.
+            with self._end:
+                self._closers = 0
+            return self._read_stats()
+        self._flusher.stop()
+        self._account_for_rest()
+        with self._end:
+            self._final = self._read_stats()
+            self._end.notify_all()
+        _lifecycle.unregister(self)
+        self._tell_end(self._final)
+        return self._final
+
+    def retire(self) -> None:
+        """The `MeterAgent` was collected: send what waits, then end. Takes no lock that waits."""
+        if self._final is None:
+            self._buffer.refuse(DropReason.CLOSED)
+            if self._flusher.retire():
+                _lifecycle.unregister(self)
+
+    def start_over_after_fork(self) -> None:
+        """In a child of `fork`: forget the parent's events, threads, connections and session."""
+        self._buffer.start_over_after_fork()
+        self._wire()
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _notice_fork(self) -> None:
+        if not self._buffer.belongs_to_this_process:
+            self.start_over_after_fork()
+
+    def _wait_for_end(self, deadline: float) -> Stats:
+        with self._end:
+            while self._final is None:
+                left = deadline - self._runtime.monotonic()
+                if left <= 0 or self._flusher.called_from_sender:
+                    return self._read_stats()
+                self._end.wait(left)
+        return self._read_stats()  # calls after `close()` go on being counted
+
+    def _account_for_rest(self) -> None:
+        from meter_agent._sender import uncertain_letters  # noqa: PLC0415
+
+        self._buffer.seal()
+        now = self._runtime.clock.time()
+        for batch in self._buffer.abandon():
+            if batch.attempted_at is None:
+                self._buffer.settle_abandoned(batch, Outcome.SHUTDOWN)
+                continue
+            for letter in uncertain_letters(batch, now):
+                self._letters.write(letter)
+            self._buffer.settle_abandoned(batch, Outcome.UNCERTAIN)
+
+    def _read_stats(self) -> Stats:
+        traffic = self._traffic
+        wire: dict[str, int] = {}
+
+        def read_traffic() -> None:
+            wire.update(
+                requests=traffic.requests.read(),
+                retries=traffic.retries.read(),
+                sessions=traffic.sessions.read(),
+                splits=traffic.splits.read(),
+            )
+
+        counts = self._buffer.counts(read_traffic)
+        oldest = counts.oldest_recorded_at
+        return Stats(
+            recorded=counts.recorded,
+            delivered=counts.settled[Outcome.DELIVERED],
+            dead_lettered=counts.settled[Outcome.DEAD_LETTERED],
+            uncertain=counts.settled[Outcome.UNCERTAIN],
+            dropped=counts.dropped,
+            buffered=counts.buffered,
+            in_flight=counts.in_flight,
+            oldest_event_age_seconds=(
+                None if oldest is None else max(0.0, self._runtime.clock.time() - oldest)
+            ),
+            last_success_at=traffic.last_success_at,
+            last_error=traffic.last_error,
+            **wire,
+        )
+
+    # -- what is told --------------------------------------------------------------------------
+
+    def _guarded(self, callback: Callable[[Any], None] | None) -> Callable[[Any], None]:
+        def call(argument: Any) -> None:
+            if callback is None:
+                return
+            try:
+                callback(argument)
+            except BaseException as error:  # noqa: BLE001 - SystemExit would end the sender thread
+                self._log.say(
+                    "meter_agent.callback_failed", logging.ERROR, error=type(error).__name__
+                )
+
+        return call
+
+    def _tell_death(self, error: BaseException) -> None:
+        self._log.say(
+            "meter_agent.sender_died", logging.ERROR, error=f"{type(error).__name__}: {error}"
+        )
+
+    def _tell_drops(self) -> None:
+        dropped = self._buffer.counts().dropped
+        for reason, count in dropped.items():
+            before = self._dropped_told.get(reason, 0)
+            if count > before and self._log.say(
+                "meter_agent.events_dropped", key=reason, reason=reason, events=count - before
+            ):
+                self._dropped_told[reason] = count
+
+    def _tell_end(self, stats: Stats) -> None:
+        if not stats.recorded + stats.recovered:
+            return
+        lost = stats.dropped_total + stats.uncertain
+        write(
+            "meter_agent.closed",
+            logging.WARNING if lost else logging.INFO,
+            recorded=stats.recorded,
+            recovered=stats.recovered,
+            delivered=stats.delivered,
+            dead_lettered=stats.dead_lettered,
+            uncertain=stats.uncertain,
+            dropped=dict(stats.dropped),
+            last_error=stats.last_error,
+        )
+
+    def tell_unknown_variables(self) -> None:
+        """Warn about environment variables that look like settings but are none."""
+        for name, nearest in unknown_variables():
+            self._log.say("meter_agent.unknown_setting", key=name, variable=name, nearest=nearest)
+
+
+def _stripe_headers(config: Config) -> dict[str, str]:
+    headers = {
+        "Stripe-Version": config.stripe_version,
+        "Stripe-Account": config.stripe_account,
+        "Stripe-Context": config.stripe_context,
+    }
+    return {name: value for name, value in headers.items() if value}
+
+
+class _Reporting:
+    """A sender that reports drops between batches, because `record()` may not log."""
+
+    def __init__(self, work: Work, report: Callable[[], None]) -> None:
+        self._work = work
+        self._report = report
+
+    def process(self, batch: Any) -> None:
+        self._report()
+        self._work.process(batch)
+
+    def close(self) -> None:
+        self._work.close()
+
+
+def _strict(record: Record, encoder: EventEncoder, runtime: Runtime) -> Record:
+    def record_strictly(
+        event_name: str,
+        customer_id: str,
+        value: Any = 1,
+        *,
+        timestamp: Any = None,
+        identifier: str | None = None,
+        payload: Any = None,
+    ) -> bool:
+        encoder.check(
+            (
+                runtime.clock.time(),
+                event_name,
+                customer_id,
+                value,
+                timestamp,
+                identifier,
+                payload,
+            )
+        )
+        return record(
+            event_name,
+            customer_id,
+            value,
+            timestamp=timestamp,
+            identifier=identifier,
+            payload=payload,
+        )
+
+    return record_strictly

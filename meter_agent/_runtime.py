@@ -1,0 +1,180 @@
+"""The only door to clocks, threads, randomness and process identity.
+
+Everything that waits, tells the time, starts a thread or draws a random number gets a `Runtime` in
+its constructor. A test that hands in another one runs the same production code in virtual time.
+
+Seconds are floats throughout. There are two clocks and they are never mixed: `clock.time()` is the
+wall clock (what a timestamp says), `monotonic()` is for durations and deadlines.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+__all__ = [
+    "Clock",
+    "Condition",
+    "Doorbell",
+    "ReentrantLock",
+    "Runtime",
+    "SystemRuntime",
+]
+
+
+class Clock(Protocol):
+    """What can tell the wall clock; the standard `time` module is one."""
+
+    def time(self) -> float:
+        """Return unix seconds."""
+        ...
+
+
+class Condition(Protocol):
+    """The part of `threading.Condition` that the package uses."""
+
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *args: object) -> object: ...
+    def wait(self, timeout: float | None = None) -> bool:
+        """Give the lock back and wait for a notification, at most *timeout* seconds."""
+        ...
+
+    def notify(self, n: int = 1) -> None:
+        """Wake *n* waiters; the lock must be held."""
+        ...
+
+    def notify_all(self) -> None:
+        """Wake every waiter; the lock must be held."""
+        ...
+
+
+class ReentrantLock(Protocol):
+    """A lock that knows its owner, so that code interrupted by a signal can tell itself apart."""
+
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *args: object) -> object: ...
+    def _is_owned(self) -> bool:
+        """Whether this thread holds the lock (the name is CPython's; `Condition` relies on it)."""
+        ...
+
+
+class Doorbell(Protocol):
+    """Wakes one waiter. `ring()` is safe in a signal handler, in `__del__`, and under any lock."""
+
+    def ring(self) -> None:
+        """Wake one waiter, now or as soon as it waits."""
+        ...
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait for a ring, at most *timeout* seconds; False when the time ran out."""
+        ...
+
+
+class Runtime(Protocol):
+    """Clocks, threads, randomness and process identity."""
+
+    @property
+    def clock(self) -> Clock:
+        """The wall clock, as an object so that the hot path can bind it once."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds that never run backwards."""
+        ...
+
+    def random(self) -> float:
+        """Return a float drawn evenly from [0, 1)."""
+        ...
+
+    def random_bits(self, bits: int) -> int:
+        """Return an unpredictable integer of that many bits, for identifiers."""
+        ...
+
+    def process_id(self) -> int:
+        """Return the id of this process."""
+        ...
+
+    def thread_id(self) -> int:
+        """Return a number that no other living thread has."""
+        ...
+
+    def condition(self) -> Condition:
+        """Return a condition with a plain, non-reentrant lock of its own."""
+        ...
+
+    def reentrant_lock(self) -> ReentrantLock:
+        """Return a lock that its owner may take again."""
+        ...
+
+    def doorbell(self) -> Doorbell:
+        """Return a new doorbell."""
+        ...
+
+    def start_thread(self, target: Callable[[], None], name: str) -> None:
+        """Start a daemon thread.
+
+        Raises:
+            RuntimeError: The interpreter starts no more threads (Python 3.12 at shutdown).
+        """
+        ...
+
+
+class _QueueDoorbell:
+    # `SimpleQueue.put` is written in C and documented as reentrant: a signal handler or `__del__`
+    # that interrupts another `put` of the same thread cannot deadlock. `threading.Event` and
+    # `Condition` take a lock written in Python's terms, and can (django-q2#346).
+    __slots__ = ("_rings",)
+
+    def __init__(self) -> None:
+        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def ring(self) -> None:
+        self._rings.put(None)
+
+    def wait(self, timeout: float | None) -> bool:
+        try:
+            self._rings.get(timeout=timeout)
+        except queue.Empty:
+            return False
+        # Several rings say no more than one: the waiter looks at everything anyway.
+        while not self._rings.empty():
+            self._rings.get()
+        return True
+
+
+class SystemRuntime:
+    """The real thing."""
+
+    # Kept on the class because freezegun replaces the names it finds in modules: a frozen monotonic
+    # clock would stop every deadline of an application's tests. The wall clock is looked up in
+    # `time` at each call for the opposite reason: a frozen test should see its frozen timestamps.
+    monotonic = staticmethod(time.monotonic)
+    process_id = staticmethod(os.getpid)
+    thread_id = staticmethod(threading.get_ident)
+    random = staticmethod(random.random)
+
+    @property
+    def clock(self) -> Clock:
+        return time
+
+    def random_bits(self, bits: int) -> int:
+        # Not the `random` module: an application that seeds it, or forks after seeding, would mint
+        # the same identifiers twice, and Stripe would silently drop the second event of each pair.
+        return int.from_bytes(os.urandom((bits + 7) // 8), "big") >> (-bits % 8)
+
+    def condition(self) -> Condition:
+        return threading.Condition(threading.Lock())  # type: ignore[return-value]  # __exit__
+
+    def reentrant_lock(self) -> ReentrantLock:
+        return threading.RLock()  # type: ignore[return-value]  # typeshed hides `_is_owned`
+
+    def doorbell(self) -> Doorbell:
+        return _QueueDoorbell()
+
+    def start_thread(self, target: Callable[[], None], name: str) -> None:
+        threading.Thread(target=target, name=name, daemon=True).start()

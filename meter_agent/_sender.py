@@ -1,0 +1,149 @@
+"""What a sender thread does with one batch: freeze it, deliver it, settle every event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from meter_agent._answer import Answer
+from meter_agent._buffer import Batch, RingBuffer
+from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReason
+from meter_agent._delivery import Delivery
+from meter_agent._event import EventEncoder, MeterEvent, describe, format_timestamp
+from meter_agent._ledger import Outcome
+from meter_agent._runtime import Runtime
+from meter_agent.exceptions import InvalidEventError
+
+__all__ = ["Sender", "uncertain_letters"]
+
+
+class Sender:
+    """Processes batches for one sender thread."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        buffer: RingBuffer,
+        encoder: EventEncoder,
+        delivery: Delivery,
+        letters: DeadLetterFile,
+    ) -> None:
+        self._runtime = runtime
+        self._buffer = buffer
+        self._encoder = encoder
+        self._delivery = delivery
+        self._letters = letters
+
+    def process(self, batch: Batch) -> None:
+        """Settle every event of *batch*, or return early because the agent closes."""
+        if batch.events is not None:
+            self._freeze(batch, batch.events)
+        if not batch.open:
+            return
+
+        def settle(
+            part: Sequence[MeterEvent],
+            outcome: Outcome,
+            reason: DeadLetterReason | None,
+            answer: Answer | None,
+        ) -> None:
+            self._settle(batch, part, outcome, reason, answer)
+
+        self._delivery.deliver(batch, settle)
+
+    def close(self) -> None:
+        """Close this sender's connections."""
+        self._delivery.close()
+
+    def _freeze(self, batch: Batch, recorded: list[Any]) -> None:
+        # Nothing is counted before every event has been looked at, so that a batch whose sender
+        # dies in between comes out the same for the next one.
+        valid: list[MeterEvent] = []
+        letters: list[DeadLetter] = []
+        for place, event in enumerate(recorded):
+            identifier = self._buffer.identifier(batch.position + place)
+            try:
+                valid.append(self._encoder.encode(event, identifier))
+            except InvalidEventError as error:
+                letters.append(self._invalid(event, str(error)))
+            except Exception as error:  # noqa: BLE001 - an object that misbehaves when it is read
+                letters.append(self._invalid(event, f"it cannot be read: {type(error).__name__}"))
+        self._keep(letters, counted=lambda: self._buffer.freeze(batch, valid))
+
+    def _settle(
+        self,
+        batch: Batch,
+        part: Sequence[MeterEvent],
+        outcome: Outcome,
+        reason: DeadLetterReason | None,
+        answer: Answer | None,
+    ) -> None:
+        if batch.abandoned:
+            return  # `close()` has accounted for it; a second letter would contradict the first
+        letters = [self._letter(batch, event, reason, answer) for event in part] if reason else []
+        self._keep(letters, counted=lambda: self._buffer.settle(batch, part, outcome))
+
+    def _keep(self, letters: list[DeadLetter], counted: Any) -> None:
+        # The order decides what a crash in between costs: a letter twice, never a letter lost.
+        for letter in letters:
+            self._letters.write(letter)
+        if counted():
+            for letter in letters:
+                self._letters.announce(letter)
+
+    def _invalid(self, event: Any, rule: str) -> DeadLetter:
+        return DeadLetter(
+            event=describe(event),
+            reason=DeadLetterReason.INVALID.value,
+            message=rule,
+            code=None,
+            request_id=None,
+            recorded_at=format_timestamp(event[0]),
+            attempted_at=None,
+            settled_at=format_timestamp(self._runtime.clock.time()),
+        )
+
+    def _letter(
+        self, batch: Batch, event: MeterEvent, reason: DeadLetterReason, answer: Answer | None
+    ) -> DeadLetter:
+        message = answer.message if answer else "its timestamp is more than 35 days back"
+        return _letter(
+            event,
+            batch,
+            reason,
+            message=message,
+            settled_at=self._runtime.clock.time(),
+            answer=answer,
+        )
+
+
+def uncertain_letters(batch: Batch, wall_time: float) -> list[DeadLetter]:
+    """Return a letter for each open event of a batch that `close()` cannot wait for."""
+    message = "the agent closed while Stripe's answer was outstanding"
+    return [
+        _letter(event, batch, DeadLetterReason.UNCERTAIN, message=message, settled_at=wall_time)
+        for event in batch.open
+    ]
+
+
+def _letter(
+    event: MeterEvent,
+    batch: Batch,
+    reason: DeadLetterReason,
+    *,
+    message: str,
+    settled_at: float,
+    answer: Answer | None = None,
+) -> DeadLetter:
+    return DeadLetter(
+        event=json.loads(event.body),
+        reason=reason.value,
+        message=message,
+        code=answer.code if answer else None,
+        request_id=answer.request_id if answer else None,
+        recorded_at=format_timestamp(event.recorded_at),
+        attempted_at=format_timestamp(batch.attempted_at[0]) if batch.attempted_at else None,
+        settled_at=format_timestamp(settled_at),
+    )

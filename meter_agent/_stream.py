@@ -1,0 +1,159 @@
+"""Stripe's meter event stream: its two endpoints, in and out.
+
+`POST {api_url}/v2/billing/meter_event_session` opens a session with the API key,
+`POST {events_url}/v2/billing/meter_event_stream` takes up to 100 events with the session's token.
+Neither credential ever travels to the other's host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from meter_agent._answer import Answer, Grant, Verdict, judge
+from meter_agent._ledger import Traffic
+from meter_agent._runtime import Runtime
+from meter_agent._transport import Reply, Transport, TransportError
+from meter_agent._version import __version__
+
+__all__ = ["MeterEventStream"]
+
+_USER_AGENT = f"meter-agent/{__version__}"
+_REDACTED = b"[secret]"
+
+
+class MeterEventStream:
+    """Speaks to Stripe for one sender thread.
+
+    Args:
+        runtime: Clocks.
+        transport: Sends the bytes.
+        session_url: Where sessions are opened.
+        stream_url: Where events go.
+        read_api_key: Returns the API key at the moment it is needed.
+        headers: `Stripe-Version` and, where configured, `Stripe-Account` and `Stripe-Context`.
+        traffic: Counts requests and sessions.
+        seconds_left: How long a request may take; None while nothing presses.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        transport: Transport,
+        session_url: str,
+        stream_url: str,
+        read_api_key: Callable[[], str],
+        headers: Mapping[str, str],
+        traffic: Traffic,
+        seconds_left: Callable[[], float | None],
+    ) -> None:
+        self._runtime = runtime
+        self._transport = transport
+        self._session_url = session_url
+        self._stream_url = stream_url
+        self._read_api_key = read_api_key
+        self._headers = {"User-Agent": _USER_AGENT, **headers}
+        self._traffic = traffic
+        self._seconds_left = seconds_left
+
+    def open_session(self) -> Grant | Answer:
+        """Open a meter event session; an `Answer` says why there is none."""
+        try:
+            api_key = self._read_api_key()
+        except (OSError, ValueError) as error:
+            return Answer(Verdict.UNAUTHORIZED, message=f"no API key: {error}", slowly=True)
+        # The SDK sends the same two bytes; the specification declares no body.
+        answer = self._exchange(self._session_url, b"{}", api_key, {})
+        if answer.verdict is not Verdict.ACCEPTED:
+            return _for_session(answer)
+        grant = _grant(answer.body or {})
+        if grant is None:
+            return replace(
+                answer, verdict=Verdict.RETRY, message="a session without a token was answered"
+            )
+        self._traffic.sessions.up()
+        return grant
+
+    def send(self, token: str, bodies: Sequence[bytes]) -> Answer:
+        """Send one batch; never raises.
+
+        The `Idempotency-Key` derives from the bytes: the same body keeps its key on every attempt,
+        a batch cut anew gets its own (Stripe answers 409 to a key with another body).
+        """
+        body = b'{"events":[' + b",".join(bodies) + b"]}"
+        key = hashlib.blake2b(body, digest_size=16).hexdigest()
+        self._traffic.requests.up()
+        return self._exchange(self._stream_url, body, token, {"Idempotency-Key": key})
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def _exchange(self, url: str, body: bytes, secret: str, headers: Mapping[str, str]) -> Answer:
+        headers = {**self._headers, "Authorization": f"Bearer {secret}", **headers}
+        try:
+            reply = self._post(url, headers, body)
+        except TransportError as error:
+            return Answer(
+                Verdict.RETRY,
+                message=_without(secret, f"{_host(url)}: {error}"),
+                maybe_accepted=error.maybe_accepted,
+            )
+        if url == self._session_url:
+            said = reply.body
+        else:
+            said = reply.body.replace(secret.encode(), _REDACTED)
+        answer = judge(
+            reply.status,
+            reply.headers,
+            said,
+            host=_host(url),
+            wall_time=self._runtime.clock.time(),
+        )
+        return replace(answer, message=_without(secret, answer.message))
+
+    def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        try:
+            return self._transport.post(url, headers, body, at_most_seconds=self._seconds_left())
+        except TransportError as error:
+            if not error.stale:
+                raise
+        # The server had closed a kept-alive connection before our request arrived. That says
+        # nothing about its health, so once, at once, on a fresh connection (elastic/apm-agent#409).
+        return self._transport.post(url, headers, body, at_most_seconds=self._seconds_left())
+
+
+def _for_session(answer: Answer) -> Answer:
+    # Whatever the session host says, the batch behind it was never sent, and a refusal there is
+    # about the key or the request itself, not about an event: nothing to split.
+    if answer.verdict in {Verdict.REJECTED, Verdict.TOO_LARGE, Verdict.DUPLICATE}:
+        return replace(answer, verdict=Verdict.UNAUTHORIZED, maybe_accepted=False, slowly=True)
+    if answer.verdict is Verdict.SESSION_EXPIRED:
+        return replace(answer, verdict=Verdict.RETRY, maybe_accepted=False)
+    return replace(answer, maybe_accepted=False)
+
+
+def _grant(body: Mapping[str, object]) -> Grant | None:
+    token = body.get("authentication_token")
+    if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
+        return None
+    return Grant(token, _lifetime_seconds(body.get("created"), body.get("expires_at")))
+
+
+def _lifetime_seconds(created: object, expires_at: object) -> float | None:
+    try:
+        began, ends = datetime.fromisoformat(str(created)), datetime.fromisoformat(str(expires_at))
+        return (ends - began).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _host(url: str) -> str:
+    return url.split("/", 3)[2]
+
+
+def _without(secret: str, text: str) -> str:
+    return text.replace(secret, _REDACTED.decode())

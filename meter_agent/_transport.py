@@ -1,0 +1,185 @@
+"""One kept-alive HTTP connection to each host; the only user of requests.
+
+What users expect of requests works: proxies and `no_proxy`, `REQUESTS_CA_BUNDLE` and
+`CURL_CA_BUNDLE`, TLS verification. What would hurt here does not: redirects are never followed (an
+API key would travel with them), `.netrc` never replaces the credentials, cookies are not kept, and
+urllib3 retries nothing behind our back.
+
+Each sender thread has a transport of its own. So no lock is shared, and it is known whether a
+connection had been kept alive when it broke.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from requests import PreparedRequest, Response
+    from requests.adapters import BaseAdapter
+
+__all__ = ["Reply", "Transport", "TransportError"]
+
+BODY_BYTES_MAX = 64 * 1024
+
+
+class TransportError(Exception):
+    """No complete answer came.
+
+    Attributes:
+        maybe_accepted: Whether the request may have reached the server.
+        stale: Whether a kept-alive connection turned out to be closed.
+    """
+
+    def __init__(self, message: str, *, maybe_accepted: bool, stale: bool = False) -> None:
+        self.maybe_accepted = maybe_accepted
+        self.stale = stale
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A complete answer; *body* holds at most 64 KiB of it."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport:
+    """Posts JSON bodies.
+
+    Args:
+        connect_timeout_seconds: For each address tried, TLS included.
+        read_timeout_seconds: For each silence of the server.
+        open_adapter: Makes the requests adapter that sends; None for the real network.
+    """
+
+    def __init__(
+        self,
+        *,
+        connect_timeout_seconds: float,
+        read_timeout_seconds: float,
+        open_adapter: Callable[[], BaseAdapter] | None = None,
+    ) -> None:
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._read_timeout_seconds = read_timeout_seconds
+        self._open_adapter = open_adapter or _network_adapter
+        self._adapter: BaseAdapter | None = None
+        self._templates: dict[str, tuple[PreparedRequest, dict[str, Any]]] = {}
+        self._kept_alive: set[str] = set()
+
+    def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, *, at_most_seconds: float | None
+    ) -> Reply:
+        """Post *body* and return the whole answer.
+
+        Args:
+            url: Where to.
+            headers: Sent as they are, beside the content type and length.
+            body: JSON bytes.
+            at_most_seconds: Cuts both timeouts further, for the last moments of a process.
+
+        Raises:
+            TransportError: No complete answer came.
+        """
+        # Imported here, by the sender thread: `import requests` costs the application 130 ms.
+        import requests.exceptions as failures  # noqa: PLC0415
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415
+
+        request, settings = self._prepared(url)
+        request.body = body
+        request.headers.update(headers)
+        request.headers["Content-Length"] = str(len(body))
+        kept_alive = url in self._kept_alive
+        self._kept_alive.discard(url)
+        try:
+            response = self._connected().send(
+                request, stream=True, timeout=self._timeouts(at_most_seconds), **settings
+            )
+            reply = self._read(response)
+        except failures.RequestException as error:
+            raise _explained(error, kept_alive=kept_alive) from None
+        except (HTTPError, OSError, ValueError) as error:
+            # Reading from urllib3's response raises urllib3's errors, not requests'. ValueError: a
+            # status line or header that http.client cannot parse.
+            raise TransportError(
+                f"the answer broke off: {_short(error)}", maybe_accepted=True
+            ) from None
+        if "close" not in reply.headers.get("Connection", "").lower():
+            self._kept_alive.add(url)
+        return reply
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._adapter is not None:
+            self._adapter.close()
+
+    def _connected(self) -> BaseAdapter:
+        if self._adapter is None:
+            self._adapter = self._open_adapter()
+        return self._adapter
+
+    def _prepared(self, url: str) -> tuple[PreparedRequest, dict[str, Any]]:
+        # Environment, proxies and CA bundle are worked out once per host: requests would do it
+        # again for every batch, at half of its whole cost.
+        if url not in self._templates:
+            import requests  # noqa: PLC0415
+
+            request = requests.Request(
+                "POST", url, headers={"Content-Type": "application/json", "Accept": "*/*"}
+            ).prepare()
+            merged = requests.Session().merge_environment_settings(url, {}, False, True, None)
+            settings = {name: merged.get(name) for name in ("verify", "cert", "proxies")}
+            self._templates[url] = request, settings
+        template, settings = self._templates[url]
+        return template.copy(), settings
+
+    def _timeouts(self, at_most_seconds: float | None) -> tuple[float, float]:
+        connect, read = self._connect_timeout_seconds, self._read_timeout_seconds
+        if at_most_seconds is None:
+            return connect, read
+        # Zero would mean "do not block" to a socket, and fail before anything was tried.
+        return max(0.05, min(connect, at_most_seconds)), max(0.05, min(read, at_most_seconds))
+
+    def _read(self, response: Response) -> Reply:
+        # A server's answer is bounded here, not by the server: what is longer is not Stripe's.
+        try:
+            body = response.raw.read(BODY_BYTES_MAX + 1, decode_content=True) or b""
+            if len(body) > BODY_BYTES_MAX:
+                response.raw.close()
+                raise TransportError(
+                    f"HTTP {response.status_code} with a body over {BODY_BYTES_MAX} bytes",
+                    maybe_accepted=True,
+                )
+        finally:
+            response.close()
+        return Reply(response.status_code, response.headers, body)
+
+
+def _network_adapter() -> BaseAdapter:
+    from requests.adapters import HTTPAdapter  # noqa: PLC0415
+
+    return HTTPAdapter(pool_connections=2, pool_maxsize=1, max_retries=0)
+
+
+def _explained(error: Exception, *, kept_alive: bool) -> TransportError:
+    import requests.exceptions as failures  # noqa: PLC0415
+    from urllib3 import exceptions as causes  # noqa: PLC0415
+
+    cause = error.args[0] if error.args else None
+    cause = getattr(cause, "reason", None) or cause
+    never_left = isinstance(
+        error, failures.ConnectTimeout | failures.ProxyError | failures.InvalidURL
+    ) or isinstance(cause, causes.NewConnectionError | causes.NameResolutionError)
+    stale = kept_alive and isinstance(cause, causes.ProtocolError)
+    return TransportError(
+        f"{type(error).__name__}: {_short(cause or error)}",
+        maybe_accepted=not never_left,
+        stale=stale,
+    )
+
+
+def _short(error: object) -> str:
+    return str(error)[:200]
