@@ -61,11 +61,14 @@ class MeterAgent:
         on_error: Callable[[MeterAgentError], None] | None = None,
         **settings: Any,
     ) -> None:
+        from_environment = config is None
         if config is None:
             config = Config.from_env(**settings)
         elif settings:
             config = dataclasses.replace(config, **settings)
         self._assemble(config, on_dead_letter=on_dead_letter, on_error=on_error)
+        if from_environment:
+            self._pipeline.tell_unknown_variables()
 
     def _assemble(
         self,
@@ -87,10 +90,12 @@ class MeterAgent:
             open_adapter=open_adapter,
             refusal=DropReason.DISABLED if config.disabled and not refusal else refusal,
         )
-        record = self._pipeline.recorder(strict=config.strict)
-        # Who keeps only `agent.record` keeps the agent.
-        record.agent = self  # type: ignore[attr-defined]
-        self.record = record  # type: ignore[method-assign]
+        self._record = self._pipeline.recorder(strict=config.strict)
+        if type(self).record is MeterAgent.record:
+            # The closure in the method's place saves a call. Who keeps only `agent.record` keeps
+            # the agent: otherwise it would be collected, and retired, under its caller.
+            self._record.agent = self  # type: ignore[attr-defined]
+            self.record = self._record  # type: ignore[method-assign]
         # Not at exit: the exit hook waits for the drain, this one does not.
         weakref.finalize(self, self._pipeline.retire).atexit = False
 
@@ -133,6 +138,14 @@ class MeterAgent:
             >>> agent.record("output_tokens", "cus_123", 512)  # doctest: +SKIP
             True
         """
+        return self._record(
+            event_name,
+            customer_id,
+            value,
+            timestamp=timestamp,
+            identifier=identifier,
+            payload=payload,
+        )
 
     def flush(self, timeout: float | None = None) -> bool:
         """Send what waits now, without waiting for full batches.

@@ -272,16 +272,17 @@ class RingBuffer:
     def _enter_after_waiting(self, event: Any) -> bool:
         deadline = self._runtime.monotonic() + self._block_timeout_seconds
         self._wake()
-        while (left := deadline - self._runtime.monotonic()) > 0 and self._refusal is None:
+        while self._refusal is None:
             # The bell is hung up before the look, so that a place freed in between rings it.
             bell = self._runtime.doorbell()
             self._waiting.append(bell)
             entered = self._enter_if_room(event)
-            if not entered:
+            left = deadline - self._runtime.monotonic()
+            if not entered and left > 0:
                 bell.wait(left)
             self._take_down(bell)
-            if entered:
-                return True
+            if entered or left <= 0:
+                return entered
         return False
 
     def _enter_if_room(self, event: Any) -> bool:

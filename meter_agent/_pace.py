@@ -77,15 +77,15 @@ class Pace:
             try:
                 while True:
                     now = self._runtime.monotonic()
+                    left = None if self._deadline is None else self._deadline - now
+                    if left is not None and left <= 0:
+                        return None
                     wait = self._seconds_to_turn(place, events, now)
                     if wait == 0:
                         return self._let_through(events)
-                    if self._deadline is not None:
-                        left = self._deadline - now
-                        if left <= 0 or (wait is not None and wait > left):
-                            return None
-                        wait = left if wait is None else wait
-                    self._changed.wait(wait)
+                    if left is not None and wait is not None and wait > left:
+                        return None
+                    self._changed.wait(left if wait is None else wait)
             finally:
                 self._queue.remove(place)
                 self._changed.notify_all()

@@ -96,9 +96,6 @@ class Ledger:
         self._totals: dict[str, dict[str, Decimal]] = {}
         self._texts: dict[str, str] = {}
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries)
 

@@ -50,8 +50,7 @@ def serve(
         ValueError: *host* is not loopback, and *allow_remote* is False; or *port* is no port.
         OSError: The address cannot be listened on, for instance because it is in use.
     """
-    listener = _listen(host, port, allow_remote)
-    with contextlib.suppress(KeyboardInterrupt):
+    with _listen(host, port, allow_remote) as listener, contextlib.suppress(KeyboardInterrupt):
         if ready is not None:
             ready(_url(listener))
         _Server(sandbox or Sandbox()).run([listener])

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import requests
-from requests.exceptions import ReadTimeout
 from requests.exceptions import ConnectionError as RequestsConnectionError
+from requests.exceptions import ReadTimeout
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
 from meter_agent.sandbox import Fault, Sandbox

@@ -182,7 +182,18 @@ def test_names_of_a_hundred_characters_are_taken(client: Client) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["0", "-1", "007", "1.5", "0.000000000001", "999999999999999", "123.456789012345", "-0.50"],
+    [
+        "0",
+        "-1",
+        "007",
+        "0000000000000000042",
+        "-0.123456789012",
+        "1.5",
+        "0.000000000001",
+        "999999999999999",
+        "123.456789012345",
+        "-0.50",
+    ],
 )
 def test_a_plain_number_of_fifteen_digits_is_a_value(client: Client, value: str) -> None:
     assert client.send(event(value=value)).status == 200

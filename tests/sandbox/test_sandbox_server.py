@@ -238,6 +238,16 @@ def test_a_body_beyond_the_limit_is_refused_over_http() -> None:
     assert answer.status_code == 413
 
 
+def test_a_body_that_comes_in_many_pieces_is_read_whole(server: SandboxServer) -> None:
+    payload = {"stripe_customer_id": "cus_1", "value": "1", "note": "x" * 500_000}
+
+    with wired(server) as wire:
+        wire.send(event(payload=payload))
+        wire.read_until(b"\r\n\r\n{}")
+
+    assert server.sandbox.ledger()[0]["payload"] == payload
+
+
 def test_a_port_in_use_is_told_in_one_line(server: SandboxServer) -> None:
     port = int(server.url.rpartition(":")[2])
 

@@ -1,0 +1,59 @@
+"""The command group, and how its failures are told: one line on stderr, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from meter_agent._version import __version__
+from meter_agent.cli.demo_command import demo
+from meter_agent.cli.sandbox_command import sandbox
+
+__all__ = ["app"]
+
+_INTERRUPTED = 130
+"""What shells report of a command that Ctrl-C ended."""
+
+
+class _Group(click.Group):
+    """A group whose usage errors are one line, without the usage text around them."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run, and exit with the status."""
+        try:
+            status = super().main(*args, **{**options, "standalone_mode": False})
+        except click.ClickException as error:
+            click.echo(f"{_where(error)}: {' '.join(error.format_message().split())}", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("interrupted", err=True)
+            sys.exit(_INTERRUPTED)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _where(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return context.command_path if context is not None else "meter-agent"
+
+
+@click.group(
+    cls=_Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.pass_context
+def app(context: click.Context) -> None:
+    """Usage metering for Stripe: try it, run a local Stripe, look after your events.
+
+    Exit codes: 0 ok; 1 the answer is bad; 2 usage or configuration.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+
+
+app.add_command(demo)
+app.add_command(sandbox)

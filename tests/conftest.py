@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from meter_agent import Config, MeterAgent, _default, _lifecycle
+from meter_agent._agent import build
+from meter_agent.sandbox import Sandbox, SandboxAdapter
+from tests.virtual import VirtualRuntime
+
+FAST = {
+    "sandbox_url": "http://127.0.0.1:1",
+    "flush_interval_seconds": 0.02,
+    "retry_base_seconds": 0.01,
+    "retry_max_seconds": 0.05,
+    "max_events_per_second": 1_000_000,
+}
+"""Settings for tests in real time: everything that is a wait is short."""
+
+MakeAgent = Callable[..., MeterAgent]
+
+
+@pytest.fixture(autouse=True)
+def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No settings of the developer's shell, no default agent, and nothing left behind."""
+    for name in os.environ:
+        if name.startswith(("METER_AGENT_", "STRIPE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(_default, "_default", _default._Default())
+    yield
+    for pipeline in list(_lifecycle._state.pipelines):
+        pipeline.begin_close(0.0)
+        pipeline.finish_close(0.0)
+    assert not _lifecycle._state.pipelines
+
+
+@pytest.fixture
+def runtime() -> VirtualRuntime:
+    return VirtualRuntime()
+
+
+@pytest.fixture
+def sandbox() -> Sandbox:
+    return Sandbox()
+
+
+@pytest.fixture
+def make_agent(sandbox: Sandbox) -> Iterator[MakeAgent]:
+    """Build agents that talk to *sandbox* in this process, over requests but without sockets."""
+    made: list[MeterAgent] = []
+
+    def make(*, sleep: Callable[[float], object] = time.sleep, **settings: Any) -> MeterAgent:
+        seams = {
+            name: settings.pop(name)
+            for name in ("on_dead_letter", "on_error", "runtime", "refusal")
+            if name in settings
+        }
+        agent = build(
+            Config(**(FAST | settings)),
+            open_adapter=lambda: SandboxAdapter(sandbox, sleep=sleep),
+            **seams,
+        )
+        made.append(agent)
+        return agent
+
+    yield make
+    for agent in made:
+        agent.close(0)
+
+
+def sender_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "meter-agent-sender"]
+
+
+def billed(sandbox: Sandbox) -> dict[str, dict[str, str]]:
+    totals: dict[str, dict[str, str]] = sandbox.totals()["totals"]
+    return totals

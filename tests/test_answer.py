@@ -1,0 +1,212 @@
+"""What each answer means: a table, and properties of the header that proxies send."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from requests.structures import CaseInsensitiveDict
+
+from meter_agent import exceptions
+from meter_agent._answer import RETRY_AFTER_SECONDS_MAX, Answer, Verdict, judge, parse_retry_after
+
+NOW = 1_795_000_000.0
+HTML = b"<html><body>oops</body></html>"
+
+
+def error(code: str | None = None, message: str = "no", type_: str | None = None) -> bytes:
+    fields = {"code": code, "message": message, "type": type_}
+    return json.dumps({"error": {k: v for k, v in fields.items() if v}}).encode()
+
+
+def judged(status: int, body: bytes = b"{}", **headers: str) -> Answer:
+    named = CaseInsensitiveDict({name.replace("_", "-"): text for name, text in headers.items()})
+    return judge(status, named, body, host="stripe.test", wall_time=NOW)
+
+
+EXPIRED = "billing_meter_event_session_expired"
+
+TABLE: list[tuple[str, int, bytes, dict[str, str], Verdict, bool]] = [
+    ("an empty object", 200, b"{}", {}, Verdict.ACCEPTED, False),
+    ("another success", 202, b"{}", {}, Verdict.ACCEPTED, False),
+    ("no content", 204, b"", {}, Verdict.ACCEPTED, False),
+    ("a complete empty body", 200, b"", {"Content-Length": "0"}, Verdict.ACCEPTED, False),
+    ("an empty chunked body", 200, b"", {"Transfer-Encoding": "chunked"}, Verdict.ACCEPTED, False),
+    ("an empty body of unknown length", 200, b"", {}, Verdict.RETRY, True),
+    ("a page of HTML", 200, HTML, {}, Verdict.RETRY, True),
+    ("half a JSON object", 200, b'{"a"', {}, Verdict.RETRY, True),
+    ("a JSON list", 200, b"[]", {}, Verdict.RETRY, True),
+    ("an error with status 200", 200, error("x"), {}, Verdict.RETRY, True),
+    ("a redirect", 301, b"", {"Location": "http://evil.test"}, Verdict.RETRY, True),
+    ("a temporary redirect", 307, b"", {}, Verdict.RETRY, True),
+    ("a bad event", 400, error("invalid_fields"), {}, Verdict.REJECTED, False),
+    ("a refusal without a body", 400, b"", {}, Verdict.REJECTED, False),
+    ("a refusal with an empty object", 422, b"{}", {}, Verdict.REJECTED, False),
+    ("a proxy's 400", 400, HTML, {}, Verdict.RETRY, True),
+    ("not found", 404, error("not_found"), {}, Verdict.REJECTED, False),
+    ("a proxy's 404", 404, HTML, {}, Verdict.RETRY, True),
+    ("a 404 without a word", 404, b"", {}, Verdict.RETRY, True),
+    ("too large", 413, HTML, {}, Verdict.TOO_LARGE, False),
+    ("unprocessable", 422, error("x"), {}, Verdict.REJECTED, False),
+    ("a v2 duplicate", 400, error("duplicate_meter_event"), {}, Verdict.DUPLICATE, False),
+    (
+        "a v1 duplicate",
+        400,
+        error(None, "An event already exists with identifier abc."),
+        {"Stripe-Should-Retry": "false"},
+        Verdict.DUPLICATE,
+        False,
+    ),
+    ("expired, as specified", 401, error(EXPIRED), {}, Verdict.SESSION_EXPIRED, False),
+    ("expired, as tested", 400, error(EXPIRED), {}, Verdict.SESSION_EXPIRED, False),
+    (
+        "expired, by type",
+        401,
+        error("other", type_="temporary_session_expired"),
+        {},
+        Verdict.SESSION_EXPIRED,
+        False,
+    ),
+    (
+        "expired, do not retry",
+        400,
+        error(EXPIRED),
+        {"Stripe-Should-Retry": "false"},
+        Verdict.SESSION_EXPIRED,
+        False,
+    ),
+    ("a wrong key", 401, error("api_key_invalid"), {}, Verdict.UNAUTHORIZED, False),
+    ("forbidden", 403, HTML, {}, Verdict.UNAUTHORIZED, False),
+    ("a request timeout", 408, b"", {}, Verdict.RETRY, True),
+    ("a conflict", 409, error("idempotency_error"), {}, Verdict.RETRY, True),
+    ("too early", 425, b"", {}, Verdict.RETRY, True),
+    ("a rate limit", 429, error(None, type_="rate_limit"), {}, Verdict.RATE_LIMITED, False),
+    ("an internal error", 500, error("api_error"), {}, Verdict.RETRY, True),
+    ("unavailable", 503, HTML, {}, Verdict.RETRY, True),
+    ("a status nobody knows", 599, b"", {}, Verdict.RETRY, True),
+    ("a teapot", 418, error("x"), {}, Verdict.RETRY, True),
+    ("retry, says Stripe", 400, error("x"), {"stripe-should-retry": "true"}, Verdict.RETRY, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "verdict", "maybe"),
+    [row[1:] for row in TABLE],
+    ids=[row[0] for row in TABLE],
+)
+def test_each_answer_has_its_meaning(
+    status: int, body: bytes, headers: dict[str, str], verdict: Verdict, maybe: bool
+) -> None:
+    answer = judged(status, body, **headers)
+    assert (answer.verdict, answer.maybe_accepted) == (verdict, maybe)
+
+
+@pytest.mark.parametrize("status", [500, 503, 409, 429])
+def test_an_answer_that_advises_against_a_retry_is_asked_again_slowly(status: int) -> None:
+    assert judged(status, stripe_should_retry="false").slowly
+    assert not judged(status).slowly
+
+
+def test_refused_credentials_are_asked_again_slowly() -> None:
+    assert judged(401, error("x")).slowly
+    assert not judged(401, error(EXPIRED)).slowly
+
+
+def test_an_answer_tells_status_host_code_words_and_request() -> None:
+    answer = judged(400, error("invalid_fields", "value is wrong"), request_id="req_1")
+    assert answer.message == "HTTP 400 from stripe.test (invalid_fields): value is wrong"
+    assert (answer.status, answer.code, answer.request_id) == (400, "invalid_fields", "req_1")
+    assert "without a JSON body" in judged(503, HTML).message
+
+
+def test_what_the_server_says_is_cut_to_a_readable_length() -> None:
+    assert len(judged(400, error("x" * 10_000, "y" * 100_000)).message) < 1000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xff\xfe",
+        b"[" * 50_000,
+        b'{"error": "text"}',
+        b'{"error": {"code": 7, "message": [1]}}',
+        b'{"error": {"type": null}}',
+    ],
+)
+def test_an_error_body_of_any_form_is_judged_without_an_exception(body: bytes) -> None:
+    assert judged(500, body).verdict is Verdict.RETRY
+
+
+@pytest.mark.parametrize(
+    ("verdict", "kind"),
+    [
+        (Verdict.RETRY, exceptions.StreamUnavailableError),
+        (Verdict.RATE_LIMITED, exceptions.RateLimitedError),
+        (Verdict.SESSION_EXPIRED, exceptions.SessionExpiredError),
+        (Verdict.UNAUTHORIZED, exceptions.AuthenticationError),
+        (Verdict.REJECTED, exceptions.EventRejectedError),
+    ],
+)
+def test_an_answer_becomes_the_error_that_says_what_to_do(
+    verdict: Verdict, kind: type[exceptions.StreamError]
+) -> None:
+    raised = Answer(verdict, message="m", status=400, code="c", request_id="r").error()
+    assert type(raised) is kind
+    again = pickle.loads(pickle.dumps(raised))
+    assert (type(again), str(again), again.status, again.code, again.request_id) == (
+        kind,
+        "m",
+        400,
+        "c",
+        "r",
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, 0.0),
+        ("7", 7.0),
+        ("1.5", 1.5),
+        (" 2 ", 2.0),
+        ("0", 0.0),
+        ("-5", 0.0),
+        ("86400", RETRY_AFTER_SECONDS_MAX),
+        ("1e400", RETRY_AFTER_SECONDS_MAX),
+        ("nan", 0.0),
+        ("soon", 0.0),
+        ("", 0.0),
+        ("Mon, 99 Foo 2026 99:99:99 GMT", 0.0),
+        (formatdate(NOW + 30, usegmt=True), 30.0),
+        (formatdate(NOW - 30, usegmt=True), 0.0),
+        (formatdate(NOW + 9999, usegmt=True), RETRY_AFTER_SECONDS_MAX),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_date_and_clamped(
+    header: str | None, seconds: float
+) -> None:
+    assert parse_retry_after(header, wall_time=NOW) == seconds
+
+
+@given(st.one_of(st.text(), st.floats().map(str), st.integers().map(str)))
+def test_retry_after_never_raises_and_stays_within_its_bounds(header: str) -> None:
+    seconds = parse_retry_after(header, wall_time=NOW)
+    assert 0.0 <= seconds <= RETRY_AFTER_SECONDS_MAX
+    assert not math.isnan(seconds)
+
+
+@given(st.integers(100, 599), st.binary(max_size=200), st.dictionaries(
+    st.sampled_from(["Retry-After", "Stripe-Should-Retry", "Request-Id", "Content-Length"]),
+    st.text(max_size=20),
+))  # fmt: skip
+def test_no_answer_makes_the_judge_raise_and_only_success_is_accepted(
+    status: int, body: bytes, headers: dict[str, Any]
+) -> None:
+    answer = judge(status, CaseInsensitiveDict(headers), body, host="h", wall_time=NOW)
+    assert answer.verdict is not Verdict.ACCEPTED or 200 <= status < 300

@@ -1,0 +1,112 @@
+"""A runtime of virtual time for one thread: whoever waits moves the clock and nothing else happens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from meter_agent._runtime import SystemRuntime
+
+START = 1_795_000_000.0
+
+
+class VirtualClock:
+    def __init__(self) -> None:
+        self.wall = START
+
+    def time(self) -> float:
+        return self.wall
+
+
+class VirtualCondition:
+    """Notifies nobody, for there is nobody else; `on_wait` plays the part of the other threads."""
+
+    def __init__(self, runtime: VirtualRuntime) -> None:
+        self._runtime = runtime
+
+    def __enter__(self) -> bool:
+        return True
+
+    def __exit__(self, *_error: object) -> None:
+        return None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._runtime.waited(timeout)
+
+    def notify(self, n: int = 1) -> None:
+        pass
+
+    def notify_all(self) -> None:
+        pass
+
+
+class VirtualDoorbell:
+    def __init__(self, runtime: VirtualRuntime) -> None:
+        self._runtime = runtime
+        self.rung = 0
+
+    def ring(self) -> None:
+        self.rung += 1
+
+    def wait(self, timeout: float | None) -> bool:
+        if not self.rung:
+            self._runtime.on_wait()
+        if self.rung:
+            self.rung = 0
+            return True
+        return self._runtime.pass_time(timeout)
+
+
+class VirtualRuntime(SystemRuntime):
+    """Time passes only where somebody waits, or where a test says so."""
+
+    def __init__(self) -> None:
+        self.wall_clock = VirtualClock()
+        self.uptime = 1000.0
+        self.waits: list[float] = []
+        self.draws: list[float] = []
+        self.draw = 0.5
+        self.pid = 1
+        self.on_wait: Callable[[], None] = lambda: None
+        self.started: list[Callable[[], None]] = []
+
+    @property
+    def clock(self) -> Any:
+        return self.wall_clock
+
+    def monotonic(self) -> float:  # type: ignore[override]
+        return self.uptime
+
+    def random(self) -> float:  # type: ignore[override]
+        return self.draw
+
+    def process_id(self) -> int:  # type: ignore[override]
+        return self.pid
+
+    def condition(self) -> Any:
+        return VirtualCondition(self)
+
+    def reentrant_lock(self) -> Any:
+        return threading.RLock()
+
+    def doorbell(self) -> Any:
+        return VirtualDoorbell(self)
+
+    def start_thread(self, target: Callable[[], None], name: str) -> None:
+        self.started.append(target)
+
+    def waited(self, timeout: float | None) -> bool:
+        self.on_wait()
+        return self.pass_time(timeout)
+
+    def pass_time(self, timeout: float | None) -> bool:
+        if timeout is None:
+            raise AssertionError("nobody is there to end this wait")
+        self.waits.append(timeout)
+        self.advance(timeout)
+        return False
+
+    def advance(self, seconds: float) -> None:
+        self.uptime += seconds
+        self.wall_clock.wall += seconds
