@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -50,6 +51,8 @@ def demo(
         rows = shipped_trace() if trace is None else read_trace(trace)
     except TraceError as error:
         raise click.UsageError(str(error)) from None
+    # The sandbox is on loopback, where a proxy named by the environment would not find it.
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     try:
         with watch() as show:
             report = play(rows, seed=seed, seconds=seconds, show=show)

@@ -43,6 +43,7 @@ _GRACE_SECONDS = 5.0
     "--stop-on-eof", is_flag=True, help="End when standard input ends, as with a dead parent."
 )
 def sandbox(
+    *,
     host: str,
     port: int,
     session_seconds: float,

@@ -1,0 +1,94 @@
+# Needs make and Python 3.11 or newer; everything else goes into virtual environments here.
+# Another interpreter: make demo PYTHON=/path/to/python
+
+VERSIONS = 3.11 3.12 3.13
+
+# The first that is new enough and can make virtual environments (Debian packs that separately).
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+	if $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	then echo $$python; exit; fi; done)
+
+# Where Python of the given version is: on the path, or kept by pyenv.
+interpreter = $(shell for python in python$(1) $$HOME/.pyenv/versions/$(1).*/bin/python; do \
+	if "$$python" -c 'import ensurepip' >/dev/null 2>&1; then echo "$$python"; exit; fi; done)
+
+PIP_INSTALL = -m pip install --disable-pip-version-check -q
+RUN = .venv/bin/python -m
+# More for pytest: make test PYTEST="-x -k spool"
+PYTEST ?=
+
+# Processes started by tests write their share of the coverage here too, wherever they run.
+export COVERAGE_FILE = $(CURDIR)/.coverage
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test test-all lint docs bench clean
+
+help:
+	@echo "make demo      replay real usage into a local Stripe and compare the books"
+	@echo "make test      run the tests, with branch coverage"
+	@echo "make test-all  run the tests on each of $(VERSIONS) that is here"
+	@echo "make lint      style, types, layers, generated pages"
+	@echo "make docs      build docs/_build/html"
+	@echo "make bench     measure the hot path"
+	@echo "make clean     remove what the others made"
+
+demo: .venv-demo/.stamp
+	@.venv-demo/bin/meter-agent demo
+
+test: .venv/.stamp
+	@$(RUN) coverage erase
+	@$(RUN) coverage run -m pytest -q $(PYTEST)
+	@$(RUN) coverage combine -q
+	@$(RUN) coverage report
+
+test-all:
+	@for version in $(VERSIONS); do $(MAKE) --no-print-directory test-$$version || exit 1; done
+
+test-3.%:
+	@if [ -z "$(call interpreter,3.$*)" ]; then echo "python 3.$*: not here, skipped"; exit 0; fi; \
+	$(MAKE) --no-print-directory .venv-3.$*/.stamp && \
+	echo "python 3.$*:" && .venv-3.$*/bin/python -m pytest -q $(PYTEST)
+
+lint: .venv/.stamp
+	@$(RUN) ruff check
+	@$(RUN) ruff format --check
+	@$(RUN) mypy
+	@.venv/bin/lint-imports
+	@.venv/bin/python docs/_generate.py --check
+
+docs: .venv/.stamp-docs
+	@$(RUN) sphinx -q -W --keep-going -n docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+bench: .venv/.stamp-bench
+	@$(RUN) benchmarks.hot_path
+
+clean:
+	rm -rf .venv .venv-* .coverage .coverage.* docs/_build build dist
+	rm -rf .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The demo has an environment of its own: who tries it first waits for a few small packages, not
+# for type checkers and test tools. Nothing is built twice by those who only develop.
+.venv-demo/.stamp: pyproject.toml
+	$(call make_venv,$(PYTHON),.venv-demo,cli$(comma)sandbox)
+
+.venv/.stamp: pyproject.toml
+	$(call make_venv,$(PYTHON),.venv,dev)
+
+.venv-3.%/.stamp: pyproject.toml
+	$(call make_venv,$(call interpreter,3.$*),.venv-3.$*,dev)
+
+.venv/.stamp-%: .venv/.stamp
+	@echo "installing the extra $*"
+	@.venv/bin/python $(PIP_INSTALL) -e '.[$*]'
+	@touch $@
+
+comma = ,
+define make_venv
+@[ -n "$(1)" ] || { echo "no Python 3.11 or newer with venv found; name one: PYTHON=..." >&2; exit 2; }
+@echo "installing into $(2)"
+@$(1) -m venv $(2)
+@$(2)/bin/python $(PIP_INSTALL) -e '.[$(3)]'
+@touch $(2)/.stamp
+endef

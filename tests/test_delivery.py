@@ -1,0 +1,397 @@
+"""Delivery against the sandbox in virtual time: every event settled, none lost, none doubled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meter_agent._answer import Answer
+from meter_agent._buffer import Batch
+from meter_agent._dead_letters import DeadLetterReason
+from meter_agent._delivery import BodyLimit, Delivery
+from meter_agent._event import EventEncoder, MeterEvent
+from meter_agent._ledger import Outcome, Traffic
+from meter_agent._log import EventLog
+from meter_agent._pace import Pace
+from meter_agent._session import SessionCache
+from meter_agent._stream import MeterEventStream
+from meter_agent._transport import Transport
+from meter_agent.exceptions import AuthenticationError, MeterAgentError, StreamUnavailableError
+from meter_agent.sandbox import Fault, Sandbox, SandboxAdapter
+from tests.virtual import START, VirtualRuntime
+
+DAY = 86_400.0
+
+
+class World:
+    """One sender, the sandbox, and virtual time."""
+
+    def __init__(self, **sandbox: Any) -> None:
+        self.runtime = VirtualRuntime()
+        self.sandbox = Sandbox(time=self.runtime.clock.time, **sandbox)
+        self.traffic = Traffic()
+        self.errors: list[MeterAgentError] = []
+        self.settled: list[tuple[str, Outcome, DeadLetterReason | None, Answer | None]] = []
+        self.pace = Pace(
+            self.runtime,
+            events_per_second=1e6,
+            burst_events=100,
+            base_seconds=0.5,
+            max_seconds=30.0,
+        )
+        log = EventLog(self.runtime)
+        stream = MeterEventStream(
+            self.runtime,
+            transport=Transport(
+                connect_timeout_seconds=5,
+                read_timeout_seconds=30,
+                open_adapter=lambda: SandboxAdapter(self.sandbox, sleep=self.runtime.advance),
+            ),
+            session_url="http://127.0.0.1:1/v2/billing/meter_event_session",
+            stream_url="http://127.0.0.1:1/v2/billing/meter_event_stream",
+            read_api_key=lambda: "sk_test_1",
+            headers={"Stripe-Version": "2026-10-28.endive"},
+            traffic=self.traffic,
+            seconds_left=self.pace.seconds_left,
+        )
+        self.body_limit = BodyLimit(100)
+        self.delivery = Delivery(
+            self.runtime,
+            stream=stream,
+            sessions=SessionCache(self.runtime, log=log),
+            pace=self.pace,
+            body_limit=self.body_limit,
+            traffic=self.traffic,
+            log=log,
+            on_error=self.errors.append,
+            resend_window_seconds=23 * 3600.0,
+        )
+
+    def batch(self, count: int, *, timestamp: float | None = None) -> Batch:
+        encoder = EventEncoder()
+        now = self.runtime.clock.time()
+        events = [
+            encoder.encode(
+                (now, "tokens", f"cus_{n}", n, timestamp, None, None), f"id-{id(self)}-{n:04}"
+            )
+            for n in range(count)
+        ]
+        batch = Batch(list(events), position=0, floor=0)
+        batch.events = None
+        batch.open = events
+        batch.oldest_timestamp = min(event.timestamp for event in events)
+        return batch
+
+    def settle(
+        self,
+        part: Sequence[MeterEvent],
+        outcome: Outcome,
+        reason: DeadLetterReason | None,
+        answer: Answer | None,
+    ) -> None:
+        self.settled.extend((event.identifier, outcome, reason, answer) for event in part)
+
+    def deliver(self, count: int = 100) -> Batch:
+        batch = self.batch(count)
+        self.delivery.deliver(batch, self.settle)
+        return batch
+
+    def outcomes(self) -> Counter[Outcome]:
+        return Counter(outcome for _, outcome, _, _ in self.settled)
+
+    def stream_requests(self) -> list[Any]:
+        return [log for log in self.sandbox.requests if log.path.endswith("meter_event_stream")]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_good_batch_is_one_session_and_one_request(world: World) -> None:
+    world.deliver()
+    assert world.outcomes() == {Outcome.DELIVERED: 100}
+    assert len(world.sandbox.requests) == 2
+    assert world.sandbox.totals()["accepted"] == 100
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 302])
+def test_the_same_bytes_go_again_until_they_are_accepted(world: World, status: int) -> None:
+    world.sandbox.add_fault(Fault("status", status=status, times=7))
+    world.deliver()
+    assert world.outcomes() == {Outcome.DELIVERED: 100}
+    requests = world.stream_requests()
+    assert len(requests) == 8
+    assert len({request.idempotency_key for request in requests}) == 1
+    assert len({request.identifiers for request in requests}) == 1
+    assert len(world.errors) == 7
+
+
+def test_a_lost_acknowledgement_bills_nothing_twice(world: World) -> None:
+    world.sandbox.add_fault(Fault("reset", when="after", times=1))
+    world.sandbox.add_fault(Fault("status", status=500, accept=True, times=1))
+    world.sandbox.add_fault(Fault("truncate", times=1))
+    world.deliver()
+    totals = world.sandbox.totals()
+    assert (totals["accepted"], totals["duplicates"]) == (100, 300)
+    assert world.outcomes() == {Outcome.DELIVERED: 100}
+
+
+def test_a_hanging_server_costs_its_read_timeout_and_nothing_else(world: World) -> None:
+    world.sandbox.add_fault(Fault("hang", times=1))
+    world.deliver()
+    assert world.outcomes() == {Outcome.DELIVERED: 100}
+    assert world.runtime.clock.time() - START >= 30
+
+
+def test_retry_after_holds_the_next_request_back(world: World) -> None:
+    world.sandbox.add_fault(Fault("status", status=429, retry_after="17", times=1))
+    world.deliver()
+    first, second = world.stream_requests()
+    assert second.at - first.at >= 17
+
+
+def test_one_poisoned_event_dies_alone(world: World) -> None:
+    world.sandbox.add_fault(Fault("poison", match={"payload.value": "42"}, code="no_meter"))
+    world.deliver()
+    assert world.outcomes() == {Outcome.DELIVERED: 99, Outcome.DEAD_LETTERED: 1}
+    identifier, _, reason, answer = next(
+        row for row in world.settled if row[1] is Outcome.DEAD_LETTERED
+    )
+    assert identifier.endswith("0042")
+    assert reason is DeadLetterReason.REJECTED
+    assert answer is not None
+    assert (answer.code, bool(answer.request_id)) == ("no_meter", True)
+    assert len(world.stream_requests()) <= 15
+    assert world.traffic.splits.read() == 7
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sets(st.integers(0, 99), max_size=12))
+def test_any_poisoned_events_die_alone_within_fourteen_requests_each(poison: set[int]) -> None:
+    world = World()
+    poisoned = {f"cus_{n}" for n in poison}
+    world.sandbox.add_fault(
+        Fault("poison", predicate=lambda e: e["payload"]["stripe_customer_id"] in poisoned)
+    )
+    world.deliver()
+    dead = {identifier[-4:] for identifier, o, _, _ in world.settled if o is Outcome.DEAD_LETTERED}
+    assert dead == {f"{n:04}" for n in poison}
+    assert world.sandbox.totals()["accepted"] == 100 - len(poison)
+    assert len(world.stream_requests()) <= 14 * len(poison) + 1
+    assert len(world.settled) == 100
+
+
+def test_a_batch_cut_anew_gets_a_key_of_its_own(world: World) -> None:
+    world.sandbox.add_fault(Fault("poison", match={"payload.value": "0"}))
+    world.deliver(4)
+    keys = [request.idempotency_key for request in world.stream_requests()]
+    assert len(set(keys)) == len(keys)
+
+
+def test_events_that_stripe_already_has_are_delivered() -> None:
+    world = World(duplicates="reject")
+    earlier = world.batch(30)
+    world.delivery.deliver(earlier, world.settle)
+    world.settled.clear()
+    world.deliver(100)
+    assert world.outcomes() == {Outcome.DELIVERED: 100}
+    assert world.sandbox.totals()["accepted"] == 100
+
+
+@pytest.mark.parametrize("expired_status", [400, 401])
+def test_an_expired_session_is_renewed_and_the_batch_sent_again_at_once(
+    expired_status: int,
+) -> None:
+    world = World(expired_status=expired_status)
+    world.deliver(1)
+    world.sandbox.revoke_sessions()
+    world.runtime.waits.clear()
+    before = len(world.sandbox.requests)
+    world.deliver(2)
+    paths = [log.path.rsplit("_", 1)[1] for log in list(world.sandbox.requests)[before:]]
+    assert paths == ["stream", "session", "stream"]
+    assert world.runtime.waits == []
+
+
+def test_a_session_that_expires_twice_in_a_row_backs_off(world: World) -> None:
+    world.deliver(1)
+    world.sandbox.add_fault(Fault("revoke", times=5))
+    world.deliver(2)
+    assert world.outcomes() == {Outcome.DELIVERED: 3}
+    assert len(world.runtime.waits) >= 3
+
+
+def test_a_wrong_key_is_asked_about_slowly_and_nothing_is_dropped() -> None:
+    world = World(api_keys={"sk_test_other"})
+    batch = world.batch(100)
+    world.pace.close(world.runtime.monotonic() + 60.0)
+    world.delivery.deliver(batch, world.settle)
+    assert world.settled == []
+    assert len(batch.open) == 100
+    assert batch.attempted_at is None
+    assert len(world.sandbox.requests) <= 60
+    assert all(isinstance(error, AuthenticationError) for error in world.errors)
+
+
+def test_a_refused_token_gets_one_fresh_session_at_once_and_then_waits(world: World) -> None:
+    world.sandbox.add_fault(
+        Fault("status", status=403, code="forbidden", message="no permission", times=4)
+    )
+    world.deliver(1)
+    times = [request.at for request in world.stream_requests()]
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert gaps[0] == 0
+    assert all(gap >= 1.0 for gap in gaps[1:])
+    assert world.outcomes() == {Outcome.DELIVERED: 1}
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 500, 429])
+def test_a_session_host_that_fails_costs_no_event(world: World, status: int) -> None:
+    world.sandbox.add_fault(Fault("status", on="session", status=status, times=3))
+    world.deliver(100)
+    assert world.outcomes() == {Outcome.DELIVERED: 100}
+    assert len(world.stream_requests()) == 1
+
+
+def test_a_session_without_a_token_is_asked_for_again(world: World) -> None:
+    world.sandbox.add_fault(Fault("status", on="session", status=200, body="{}", times=1))
+    world.deliver(1)
+    assert world.outcomes() == {Outcome.DELIVERED: 1}
+
+
+def test_after_a_413_bodies_shrink_and_then_grow_back(world: World) -> None:
+    world.sandbox.add_fault(Fault("status", status=413, code="too_large", times=2))
+    world.deliver(100)
+    assert world.outcomes() == {Outcome.DELIVERED: 100}
+    sizes = [request.events for request in world.stream_requests()]
+    assert sizes[:3] == [100, 50, 25]
+    world.deliver(100)
+    assert world.stream_requests()[-1].events == 100
+
+
+def test_what_may_have_been_accepted_is_not_sent_again_after_the_resend_window(
+    world: World,
+) -> None:
+    world.sandbox.add_fault(Fault("status", status=503))
+    world.deliver(10)
+    assert world.outcomes() == {Outcome.UNCERTAIN: 10}
+    requests = world.stream_requests()
+    assert requests[-1].at - requests[0].at < 23 * 3600
+    assert world.runtime.clock.time() - requests[0].at >= 23 * 3600
+    assert all(reason is DeadLetterReason.UNCERTAIN for _, _, reason, _ in world.settled)
+
+
+@pytest.mark.parametrize("clock", ["wall", "monotonic"])
+def test_either_clock_alone_ends_the_resend_window(world: World, clock: str) -> None:
+    def sleep_through_a_day() -> None:
+        if clock == "wall":
+            world.runtime.wall_clock.wall += DAY
+        else:
+            world.runtime.uptime += DAY
+
+    world.sandbox.add_fault(Fault("status", status=503, times=1))
+    world.runtime.on_wait = sleep_through_a_day
+    world.deliver(10)
+    assert world.outcomes() == {Outcome.UNCERTAIN: 10}
+    assert len(world.stream_requests()) == 1
+
+
+def test_what_was_surely_not_accepted_may_be_sent_for_weeks(world: World) -> None:
+    world.sandbox.add_fault(Fault("status", status=429, retry_after="300", times=1000))
+    world.deliver(10)
+    assert world.runtime.clock.time() - START > 2 * DAY
+    assert world.outcomes() == {Outcome.DELIVERED: 10}
+
+
+def test_what_has_become_too_old_while_it_waited_is_set_aside_and_the_rest_is_sent(
+    world: World,
+) -> None:
+    batch = world.batch(10, timestamp=START - 35 * DAY + 600)
+    fresh = world.batch(3)
+    for place, event in enumerate(fresh.open):
+        batch.open.append(event._replace(identifier=f"fresh-{place}"))
+    world.sandbox.add_fault(Fault("status", status=429, retry_after="300", times=4))
+    world.delivery.deliver(batch, world.settle)
+    assert world.outcomes() == {Outcome.DEAD_LETTERED: 10, Outcome.DELIVERED: 3}
+    assert {reason for _, _, reason, _ in world.settled if reason} == {DeadLetterReason.TOO_OLD}
+
+
+def test_too_old_and_perhaps_accepted_is_uncertain(world: World) -> None:
+    batch = world.batch(1, timestamp=START - 35 * DAY + 100)
+    world.sandbox.add_fault(Fault("hang", times=4))
+    world.delivery.deliver(batch, world.settle)
+    assert world.outcomes() == {Outcome.UNCERTAIN: 1}
+
+
+def test_closing_leaves_what_is_unsent_in_the_batch(world: World) -> None:
+    world.sandbox.add_fault(Fault("status", status=503))
+    world.pace.close(world.runtime.monotonic() + 5.0)
+    batch = world.deliver(10)
+    assert world.settled == []
+    assert len(batch.open) == 10
+    assert batch.attempted_at is not None
+    assert world.runtime.monotonic() <= 1005.0
+
+
+def test_a_request_near_the_end_gets_no_more_time_than_is_left(world: World) -> None:
+    world.sandbox.add_fault(Fault("hang"))
+    world.pace.close(world.runtime.monotonic() + 2.0)
+    world.deliver(1)
+    assert world.runtime.monotonic() <= 1002.1
+
+
+def test_each_failed_request_is_told_to_the_application(world: World) -> None:
+    world.sandbox.add_fault(Fault("status", status=503, times=2))
+    world.deliver(1)
+    assert [type(error) for error in world.errors] == [StreamUnavailableError] * 2
+    assert world.traffic.last_error is not None
+    assert "HTTP 503" in world.traffic.last_error
+    assert world.traffic.retries.read() == 2
+
+
+def random_faults(draw: Callable[..., Any]) -> list[Fault]:
+    kinds = st.sampled_from(
+        [
+            Fault("status", status=503, times=2),
+            Fault("status", status=500, accept=True, times=2),
+            Fault("status", status=429, times=1),
+            Fault("status", status=409, times=1),
+            Fault("status", status=413, code="too_large", times=1),
+            Fault("reset", when="before", times=1),
+            Fault("reset", when="after", times=2),
+            Fault("truncate", times=1),
+            Fault("hang", accept=True, times=1),
+            Fault("revoke", times=1),
+            Fault("status", on="session", status=503, times=2),
+            Fault("poison", match={"payload.value": "7"}),
+            Fault("poison", match={"payload.value": "63"}),
+        ]
+    )
+    return list(draw(st.lists(kinds, max_size=6)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from(["absorb", "reject"]), st.booleans(), st.integers(1, 100))
+def test_whatever_the_server_does_every_event_ends_once_and_is_billed_at_most_once(
+    data: st.DataObject, duplicates: str, atomic: bool, count: int
+) -> None:
+    world = World(duplicates=duplicates, batch_atomic=atomic)
+    for fault in random_faults(data.draw):
+        world.sandbox.add_fault(fault)
+    batch = world.deliver(count)
+    assert sorted(identifier for identifier, *_ in world.settled) == sorted(
+        event.identifier for event in batch.open
+    )
+    delivered = {i for i, outcome, _, _ in world.settled if outcome is Outcome.DELIVERED}
+    ledger = {entry["identifier"]: entry for entry in world.sandbox.ledger()}
+    assert delivered == set(ledger)
+    assert len(world.sandbox.ledger()) == len(ledger)
+    billed = sum(Decimal(entry["value"]) for entry in ledger.values())
+    assert billed == sum(int(identifier[-4:]) for identifier in delivered)
