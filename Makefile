@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python;
 interpreter = $(shell for python in python$(1) $$HOME/.pyenv/versions/$(1).*/bin/python; do \
 	if "$$python" -c 'import ensurepip' >/dev/null 2>&1; then echo "$$python"; exit; fi; done)
 
-PIP_INSTALL = -m pip install --disable-pip-version-check -q
+PIP_INSTALL = -m pip install --disable-pip-version-check -qq
 RUN = .venv/bin/python -m
 # More for pytest: make test PYTEST="-x -k spool"
 PYTEST ?=

@@ -61,7 +61,7 @@ _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _KEY_KIND = re.compile(r"[srp]k_(?:org_)?(?:(?:test|live)_)?")
 # People paste keys into the wrong variable.
-_KEY_ANYWHERE = re.compile(r"([srp]k_(?:test|live|org)_)[\w-]+")
+_KEY_ANYWHERE = re.compile(r"([srp]k_(?:org_(?:(?:test|live)_)?|test_|live_))[\w-]+")
 _SECRETS_IN_URL = re.compile(r"(?<=['\"]).*@|(?<=[?#])[^'\"]+")
 _BOOLS = {"1": True, "true": True, "yes": True, "on": True}
 _BOOLS |= {"0": False, "false": False, "no": False, "off": False}
@@ -624,6 +624,8 @@ def _problem(setting: Setting, value: object) -> str:
 
 
 def _show(value: object, secrets: re.Pattern[str] | None = None) -> str:
+    if isinstance(value, Secret):
+        return repr(value)
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001  code of the application, or an int too long to print

@@ -76,7 +76,7 @@ class Pipeline:
         config, runtime = self._config, self._runtime
         self._exit_arranged = False
         self._final: Stats | None = None
-        self._closers = 0
+        self._ending = False
         self._end = runtime.condition()
         self._log = EventLog(runtime)
         self._traffic = Traffic()
@@ -196,18 +196,16 @@ class Pipeline:
 
         The first caller does it; later callers wait for the same result.
         """
-        with self._end:
-            self._closers += 1
-            first = self._closers == 1
-        if not first:
-            return self._wait_for_end(deadline)
-        self._flusher.drain(deadline)
         if self._flusher.called_from_sender:
             # A callback of the application closes the agent from within our own thread: the rest
             # goes out behind it, and the exit of the process waits for that.
-            with self._end:
-                self._closers = 0
+            self._flusher.drain(deadline)
             return self._read_stats()
+        with self._end:
+            first, self._ending = not self._ending, True
+        if not first:
+            return self._wait_for_end(deadline)
+        self._flusher.drain(deadline)
         self._flusher.stop()
         self._account_for_rest()
         with self._end:
@@ -239,7 +237,7 @@ class Pipeline:
         with self._end:
             while self._final is None:
                 left = deadline - self._runtime.monotonic()
-                if left <= 0 or self._flusher.called_from_sender:
+                if left <= 0:
                     return self._read_stats()
                 self._end.wait(left)
         return self._read_stats()  # calls after `close()` go on being counted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from meter_agent._answer import Answer
@@ -70,7 +70,7 @@ class Sender:
                 letters.append(self._invalid(event, str(error)))
             except Exception as error:  # noqa: BLE001 - an object that misbehaves when it is read
                 letters.append(self._invalid(event, f"it cannot be read: {type(error).__name__}"))
-        self._keep(letters, counted=lambda: self._buffer.freeze(batch, valid))
+        self._keep(letters, count=lambda: self._buffer.freeze(batch, valid))
 
     def _settle(
         self,
@@ -83,15 +83,15 @@ class Sender:
         if batch.abandoned:
             return  # `close()` has accounted for it; a second letter would contradict the first
         letters = [self._letter(batch, event, reason, answer) for event in part] if reason else []
-        self._keep(letters, counted=lambda: self._buffer.settle(batch, part, outcome))
+        self._keep(letters, count=lambda: self._buffer.settle(batch, part, outcome))
 
-    def _keep(self, letters: list[DeadLetter], counted: Any) -> None:
-        # The order decides what a crash in between costs: a letter twice, never a letter lost.
+    def _keep(self, letters: list[DeadLetter], count: Callable[[], bool]) -> None:
+        # Counted last: when `flush()` or `close()` says that an event is settled, its letter is in
+        # the file and the callback has seen it. A crash in between costs a letter twice, none lost.
         for letter in letters:
             self._letters.write(letter)
-        if counted():
-            for letter in letters:
-                self._letters.announce(letter)
+            self._letters.announce(letter)
+        count()
 
     def _invalid(self, event: Any, rule: str) -> DeadLetter:
         return DeadLetter(

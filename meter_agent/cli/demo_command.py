@@ -54,8 +54,8 @@ def demo(
     # The sandbox is on loopback, where a proxy named by the environment would not find it.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     try:
-        with watch() as show:
-            report = play(rows, seed=seed, seconds=seconds, show=show)
+        with watch() as viewer:
+            report = play(rows, seed=seed, seconds=seconds, viewer=viewer)
     except SandboxProcessError as error:
         raise click.ClickException(str(error)) from None
     print_report(report, as_json=as_json)

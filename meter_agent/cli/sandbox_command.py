@@ -14,7 +14,7 @@ from meter_agent.cli.extras import missing_extra
 __all__ = ["sandbox"]
 
 _STDIN = 0
-_GRACE_SECONDS = 5.0
+_GRACE_SECONDS = 2.0
 
 
 @click.command

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meter_agent import Stats
-from meter_agent.cli.demo.play import Report, Show
+from meter_agent.cli.demo.play import Report, Viewer
 
 __all__ = ["print_report", "watch"]
 
@@ -24,14 +24,14 @@ _PLAIN_LINE_SECONDS = 2.0
 
 
 @contextlib.contextmanager
-def watch(console: Console | None = None) -> Iterator[Show]:
+def watch(console: Console | None = None) -> Iterator[Viewer]:
     """Yield what shows the ledger while it runs: live on a terminal, else a line now and then."""
     console = console or Console(stderr=True)
-    if console.is_terminal:
-        with _live(console) as show:
-            yield show
-    else:
-        yield _PlainLines(console).show
+    if not console.is_terminal:
+        yield _PlainLines(console)
+        return
+    with Live(console=console) as live:
+        yield _LiveLedger(live)
 
 
 def print_report(report: Report, *, as_json: bool) -> None:
@@ -46,19 +46,24 @@ def print_report(report: Report, *, as_json: bool) -> None:
     click.echo(verdict, err=as_json)
 
 
-@contextlib.contextmanager
-def _live(console: Console) -> Iterator[Show]:
-    progress = Progress(
-        TextColumn("replay"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    )
-    bar = progress.add_task("replay", total=None)
-    with Live(progress, console=console) as live:
+class _LiveLedger:
+    """On a terminal: a progress bar with the ledger below it."""
 
-        def show(stats: Stats, events: int) -> None:
-            progress.update(bar, total=events, completed=_settled(stats))
-            live.update(Group(progress, Text(_ledger_line(stats), style="dim")))
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._progress = Progress(
+            TextColumn("replay"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+        self._bar = self._progress.add_task("replay", total=None)
 
-        yield show
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._live.console.print(text, highlight=False, soft_wrap=True)
+
+    def show(self, stats: Stats, events: int) -> None:
+        """Bring bar and ledger up to date."""
+        self._progress.update(self._bar, total=events, completed=_settled(stats))
+        self._live.update(Group(self._progress, Text(_ledger_line(stats), style="dim")))
 
 
 class _PlainLines:
@@ -68,13 +73,16 @@ class _PlainLines:
         self._console = console
         self._next_at = 0.0
 
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
     def show(self, stats: Stats, events: int) -> None:
         """Print the ledger if it is time."""
         now = time.monotonic()
         if now >= self._next_at or _settled(stats) == events:
             self._next_at = now + _PLAIN_LINE_SECONDS
-            line = f"{_settled(stats)}/{events} settled: {_ledger_line(stats)}"
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self.say(f"{_settled(stats)}/{events} settled: {_ledger_line(stats)}")
 
 
 def _settled(stats: Stats) -> int:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from meter_agent import Config, DeadLetter, MeterAgent, Stats
 from meter_agent.cli.demo.books import Books
 from meter_agent.cli.demo.faults import FAULTS, SESSION_SECONDS, count_strikes
-from meter_agent.cli.demo.replay import METERS, Replay
+from meter_agent.cli.demo.replay import METERS, Account, Replay
 from meter_agent.cli.demo.server import SandboxProcess
 from meter_agent.cli.demo.trace import TraceRow
 
-__all__ = ["Report", "Show", "play"]
-
-Show = Callable[[Stats, int], None]
-"""Called with the ledger and the number of events to come, several times a second."""
+__all__ = ["Report", "Viewer", "play"]
 
 _DRAIN_SECONDS = 15.0
 _LOOK_SECONDS = 0.1
+
+
+class Viewer(Protocol):
+    """Who is told how the demo goes."""
+
+    def say(self, text: str) -> None:
+        """Hear something worth a line."""
+
+    def show(self, stats: Stats, events: int) -> None:
+        """See the ledger and how many events there will be, several times a second."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +75,14 @@ class Report:
         }
 
 
-def play(rows: Sequence[TraceRow], *, seed: int, seconds: float, show: Show) -> Report:
+def play(rows: Sequence[TraceRow], *, seed: int, seconds: float, viewer: Viewer) -> Report:
     """Replay *rows* into a sandbox with faults and compare the books.
 
     Args:
         rows: The trace.
         seed: Draws faults and poison.
         seconds: How long the replay takes; draining comes on top.
-        show: Told how far it is.
+        viewer: Told how far it is.
 
     Raises:
         SandboxProcessError: The sandbox did not start, or went away.
@@ -84,6 +91,7 @@ def play(rows: Sequence[TraceRow], *, seed: int, seconds: float, show: Show) -> 
     letters: list[DeadLetter] = []
     with SandboxProcess(seed=seed, session_seconds=SESSION_SECONDS) as sandbox:
         sandbox.post("faults", FAULTS)
+        viewer.say(f"a sandbox with faults runs at {sandbox.url}; look below /_sandbox/")
         # Not from the environment: the demo is the same whatever the user's service is set to.
         config = Config(
             sandbox_url=sandbox.url,
@@ -93,8 +101,8 @@ def play(rows: Sequence[TraceRow], *, seed: int, seconds: float, show: Show) -> 
             shutdown_timeout_seconds=1.0,
         )
         with MeterAgent(config, on_dead_letter=letters.append) as agent:
-            passed = _record_all(agent, rows, seed=seed, seconds=seconds, show=show)
-            _drain(agent, len(METERS) * len(rows), show)
+            passed = _record_all(agent, rows, seed=seed, seconds=seconds, viewer=viewer)
+            _drain(agent, len(METERS) * len(rows), viewer)
             stats = agent.close()
         totals = sandbox.get("totals")
         strikes = count_strikes(sandbox.get("requests?limit=100000")["requests"])
@@ -104,19 +112,19 @@ def play(rows: Sequence[TraceRow], *, seed: int, seconds: float, show: Show) -> 
 
 
 def _record_all(
-    agent: MeterAgent, rows: Sequence[TraceRow], *, seed: int, seconds: float, show: Show
-) -> dict[Any, int]:
+    agent: MeterAgent, rows: Sequence[TraceRow], *, seed: int, seconds: float, viewer: Viewer
+) -> dict[Account, int]:
     with Replay(rows, agent.record, seed=seed, seconds=seconds) as replay:
         while not replay.wait(_LOOK_SECONDS):
-            show(agent.stats(), len(METERS) * len(rows))
+            viewer.show(agent.stats(), len(METERS) * len(rows))
         return replay.passed
 
 
-def _drain(agent: MeterAgent, events: int, show: Show) -> None:
+def _drain(agent: MeterAgent, events: int, viewer: Viewer) -> None:
     deadline = time.monotonic() + _DRAIN_SECONDS
     while not agent.flush(_LOOK_SECONDS) and time.monotonic() < deadline:
-        show(agent.stats(), events)
-    show(agent.stats(), events)
+        viewer.show(agent.stats(), events)
+    viewer.show(agent.stats(), events)
 
 
 def _customers(books: Books) -> dict[str, dict[str, dict[str, int]]]:

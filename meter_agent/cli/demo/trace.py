@@ -71,7 +71,8 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[TraceRow]:
     except (csv.Error, ValueError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise
-        raise TraceError(f"{path}, line {max(1, reader.line_num)}: {error}") from None
+        # The inner reader's count: the outer one has not heard of a line that broke.
+        raise TraceError(f"{path}, line {max(1, reader.reader.line_num)}: {error}") from None
 
 
 def _check_header(names: Iterable[str]) -> None:

@@ -1,0 +1,106 @@
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+import meter_agent
+from meter_agent.cli.app import app
+
+from .processes import run
+
+
+@pytest.fixture
+def cli() -> CliRunner:
+    return CliRunner()
+
+
+def test_the_version_goes_to_stdout(cli: CliRunner) -> None:
+    outcome = cli.invoke(app, ["--version"], prog_name="meter-agent")
+    assert outcome.stdout == f"meter-agent {meter_agent.__version__}\n"
+    assert outcome.exit_code == 0
+
+
+def test_the_help_names_each_command(cli: CliRunner) -> None:
+    outcome = cli.invoke(app, ["--help"])
+    assert outcome.exit_code == 0
+    assert all(f"\n  {name} " in outcome.stdout for name in app.commands)
+
+
+def test_no_command_at_all_is_answered_with_help_on_stderr(cli: CliRunner) -> None:
+    outcome = cli.invoke(app, [])
+    assert outcome.exit_code == 2
+    assert outcome.stdout == ""
+    assert "Commands:" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--colour"], "meter-agent: No such option '--colour'"),
+        (["sandbux"], "meter-agent: No such command 'sandbux'"),
+        (["sandbox", "--prot", "1"], "meter-agent sandbox: No such option '--prot'"),
+        (["sandbox", "--port", "70000"], "meter-agent sandbox: Invalid value for '--port'"),
+        (["sandbox", "--session-seconds", "0"], "session_seconds must be more than 0"),
+        (["sandbox", "--session-seconds", "nan"], "session_seconds must be more than 0"),
+        (["sandbox", "--host", "0.0.0.0"], "0.0.0.0 is not a loopback address"),
+        (["demo", "--seconds", "-1"], "meter-agent demo: Invalid value for '--seconds'"),
+        (["demo", "extra"], "meter-agent demo: Got unexpected extra argument"),
+    ],
+)
+def test_a_usage_error_is_one_line_on_stderr(
+    cli: CliRunner, arguments: list[str], complaint: str
+) -> None:
+    outcome = cli.invoke(app, arguments, prog_name="meter-agent")
+    assert outcome.exit_code == 2
+    assert outcome.stdout == ""
+    # Older releases of click write the option without quotes.
+    assert complaint.replace("'", "") in outcome.stderr.replace("'", "")
+    assert outcome.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["click", "rich"])
+def test_a_missing_cli_extra_is_named_in_one_line(package: str) -> None:
+    complaint = (
+        f"meter-agent: {package} not installed; the extra 'cli' brings it: "
+        "pip install 'meter-agent[cli]'\n"
+    )
+    assert _run_without(package, "--version") == (2, "", complaint)
+
+
+@pytest.mark.parametrize("command", ["sandbox", "demo"])
+def test_a_missing_sandbox_extra_is_named_in_one_line(command: str) -> None:
+    complaint = (
+        f"meter-agent {command}: uvicorn not installed; the extra 'sandbox' brings it: "
+        "pip install 'meter-agent[sandbox]'\n"
+    )
+    assert _run_without("uvicorn", command) == (2, "", complaint)
+
+
+def test_help_needs_neither_server_nor_display() -> None:
+    status, _, errors = _run_code(
+        "import sys, meter_agent.cli.app\n"
+        "print(sorted({'uvicorn', 'starlette', 'rich', 'requests'} & set(sys.modules)),"
+        " file=sys.stderr)"
+    )
+    assert (status, errors) == (0, "[]\n")
+
+
+def _run_without(package: str, *arguments: str) -> tuple[int, str, str]:
+    """Run the command line where *package* cannot be imported."""
+    return _run_code(
+        f"import sys; sys.modules[{package!r}] = None; sys.argv[1:] = {list(arguments)!r}\n"
+        "from meter_agent.__main__ import main; main()"
+    )
+
+
+def _run_code(code: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_python_m_is_the_same_as_the_script() -> None:
+    outcome = run("--version")
+    assert outcome.stdout == f"meter-agent {meter_agent.__version__}\n"

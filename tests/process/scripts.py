@@ -1,0 +1,63 @@
+"""Runs small scripts as real processes against a sandbox on a real socket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+PRELUDE = """
+import logging, os, signal, sys, threading, time
+class Line(logging.Formatter):
+    def format(self, record):
+        known = logging.makeLogRecord({}).__dict__
+        extra = {k: v for k, v in record.__dict__.items() if k not in known and k != "message"}
+        return f"{record.getMessage()} {extra}"
+handler = logging.StreamHandler(sys.stderr)
+handler.setFormatter(Line())
+logging.getLogger().addHandler(handler)
+logging.getLogger().setLevel(logging.INFO)
+import meter_agent
+from meter_agent import MeterAgent
+URL = os.environ["SANDBOX"]
+"""
+
+
+def environment(url: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("METER_AGENT_", "STRIPE_"))}
+    return kept | {"SANDBOX": url, "PYTHONUNBUFFERED": "1"}
+
+
+def start(script: str, url: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(url),
+    )
+
+
+def finish(process: subprocess.Popen[str], *, timeout: float = 40.0) -> Any:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        raise
+    assert "Traceback" not in err, err
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run(script: str, url: str, *, timeout: float = 40.0) -> Any:
+    return finish(start(script, url), timeout=timeout)
+
+
+def wait_for(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdout is not None
+    for text in process.stdout:
+        if text.strip() == line:
+            return
+    raise AssertionError(f"the process ended without saying {line!r}")

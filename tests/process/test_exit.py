@@ -1,0 +1,244 @@
+"""How a process ends: by itself, by a signal, while Stripe is down; always in time, always counted."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from meter_agent.sandbox import Fault, Sandbox
+from meter_agent.sandbox.server import SandboxServer
+from tests.process.scripts import finish, run, start, wait_for
+
+
+@pytest.fixture
+def server(sandbox: Sandbox) -> Iterator[SandboxServer]:
+    with SandboxServer(sandbox) as running:
+        yield running
+
+
+def test_falling_off_the_end_delivers_everything(sandbox: Sandbox, server: SandboxServer) -> None:
+    done = run(
+        """
+        agent = MeterAgent(sandbox_url=URL)
+        for n in range(1000):
+            agent.record("tokens", "cus_1", n)
+        """,
+        server.url,
+    )
+    assert done.returncode == 0
+    assert sandbox.totals()["accepted"] == 1000
+    assert "meter_agent.closed" in done.stderr
+    assert "'delivered': 1000" in done.stderr
+
+
+def test_an_agent_whose_name_is_gone_delivers_at_exit_too(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    run('MeterAgent(sandbox_url=URL).record("tokens", "cus_1")', server.url)
+    assert sandbox.totals()["accepted"] == 1
+
+
+def test_sys_exit_and_an_exception_deliver_and_keep_their_status(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    done = run(
+        """
+        MeterAgent(sandbox_url=URL).record("tokens", "cus_1")
+        sys.exit(7)
+        """,
+        server.url,
+    )
+    assert done.returncode == 7
+    assert sandbox.totals()["accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status", status=503),
+        Fault("hang"),
+        Fault("status", status=429, retry_after="300"),
+        Fault("hang", on="session"),
+    ],
+    ids=["down", "hangs", "asks for five minutes", "session hangs"],
+)
+def test_exit_keeps_to_its_budget_and_says_what_is_left(
+    sandbox: Sandbox, server: SandboxServer, fault: Fault
+) -> None:
+    sandbox.add_fault(fault)
+    process = start(
+        """
+        agent = MeterAgent(sandbox_url=URL, shutdown_timeout_seconds=1.0)
+        for n in range(300):
+            agent.record("tokens", "cus_1", n)
+        print("recorded")
+        """,
+        server.url,
+    )
+    wait_for(process, "recorded")
+    began = time.monotonic()
+    done = finish(process)
+    assert time.monotonic() - began < 3.0
+    assert done.returncode == 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("meter_agent.closed")
+    assert "'recorded': 300" in last
+    assert "'delivered': 0" in last
+
+
+def test_two_agents_share_one_budget(sandbox: Sandbox, server: SandboxServer) -> None:
+    sandbox.add_fault(Fault("hang"))
+    process = start(
+        """
+        agents = [MeterAgent(sandbox_url=URL, shutdown_timeout_seconds=1.0) for _ in range(4)]
+        for agent in agents:
+            agent.record("tokens", "cus_1")
+        print("recorded")
+        """,
+        server.url,
+    )
+    wait_for(process, "recorded")
+    began = time.monotonic()
+    finish(process)
+    assert time.monotonic() - began < 3.0
+
+
+def test_an_idle_agent_adds_nothing_to_the_exit_and_logs_nothing(server: SandboxServer) -> None:
+    done = run("agent = MeterAgent(sandbox_url=URL)", server.url)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_first_event_in_an_exit_handler_that_runs_after_ours_is_delivered(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    done = run(
+        """
+        import atexit
+        atexit.register(lambda: print(meter_agent.record("late", "cus_1")))
+        MeterAgent(sandbox_url=URL).record("tokens", "cus_1")
+        os.environ["METER_AGENT_SANDBOX_URL"] = URL
+        """,
+        server.url,
+    )
+    assert done.stdout.strip() == "True"
+    assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "1"}, "late": {"cus_1": "1"}}
+
+
+def test_sigterm_without_a_handler_kills_as_ever(server: SandboxServer) -> None:
+    process = start(
+        """
+        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60)
+        agent.record("tokens", "cus_1")
+        print("ready")
+        time.sleep(60)
+        """,
+        server.url,
+    )
+    wait_for(process, "ready")
+    process.terminate()
+    assert finish(process).returncode == -signal.SIGTERM
+
+
+def test_the_opt_in_sigterm_handler_delivers_and_keeps_the_exit_status(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    process = start(
+        """
+        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60, handle_sigterm=True)
+        for n in range(150):
+            agent.record("tokens", "cus_1")
+        print("ready")
+        time.sleep(60)
+        """,
+        server.url,
+    )
+    wait_for(process, "ready")
+    process.terminate()
+    assert finish(process).returncode == -signal.SIGTERM
+    assert sandbox.totals()["accepted"] == 150
+
+
+def test_a_second_sigterm_kills_at_once(sandbox: Sandbox, server: SandboxServer) -> None:
+    sandbox.add_fault(Fault("hang"))
+    process = start(
+        """
+        agent = MeterAgent(sandbox_url=URL, handle_sigterm=True, shutdown_timeout_seconds=60)
+        agent.record("tokens", "cus_1")
+        def report(signum, frame):
+            print("alive")
+        signal.signal(signal.SIGUSR1, report)
+        print("ready")
+        while True:
+            time.sleep(1)
+        """,
+        server.url,
+    )
+    wait_for(process, "ready")
+    process.terminate()
+    process.send_signal(signal.SIGUSR1)
+    wait_for(process, "alive")
+    began = time.monotonic()
+    process.terminate()
+    assert finish(process).returncode == -signal.SIGTERM
+    assert time.monotonic() - began < 10
+
+
+def test_the_sigterm_handler_calls_the_one_before_it(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    process = start(
+        """
+        def leave(signum, frame):
+            print("mine")
+            sys.exit(3)
+        signal.signal(signal.SIGTERM, leave)
+        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60, handle_sigterm=True)
+        agent.record("tokens", "cus_1")
+        print("ready")
+        time.sleep(60)
+        """,
+        server.url,
+    )
+    wait_for(process, "ready")
+    process.terminate()
+    done = finish(process)
+    assert (done.returncode, done.stdout.strip()) == (3, "mine")
+    assert sandbox.totals()["accepted"] == 1
+
+
+def test_an_ignored_sigterm_stays_ignored_and_flushes(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    process = start(
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60, handle_sigterm=True)
+        agent.record("tokens", "cus_1")
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not agent.stats().delivered:
+            pass
+        print(agent.record("tokens", "cus_1"))
+        """,
+        server.url,
+    )
+    assert finish(process).stdout.strip() == "True"
+    assert sandbox.totals()["accepted"] == 2
+
+
+def test_sigterm_cannot_be_handled_from_another_thread_and_the_log_says_so(
+    server: SandboxServer,
+) -> None:
+    done = run(
+        """
+        thread = threading.Thread(
+            target=lambda: MeterAgent(sandbox_url=URL, handle_sigterm=True).close()
+        )
+        thread.start()
+        thread.join()
+        """,
+        server.url,
+    )
+    assert "meter_agent.sigterm_not_handled" in done.stderr

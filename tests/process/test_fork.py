@@ -1,0 +1,211 @@
+"""Fork: a child sends its own events and never its parent's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from meter_agent.sandbox import Sandbox
+from meter_agent.sandbox.server import SandboxServer
+from tests.process.scripts import run
+
+
+@pytest.fixture
+def server(sandbox: Sandbox) -> Iterator[SandboxServer]:
+    with SandboxServer(sandbox) as running:
+        yield running
+
+
+def customers(sandbox: Sandbox) -> Counter[str]:
+    return Counter(entry["customer"] for entry in sandbox.ledger())
+
+
+def test_parent_and_child_each_bill_their_own_events_once(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    done = run(
+        """
+        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60)
+        record = agent.record
+        for _ in range(5):
+            record("tokens", "parent")
+        child = os.fork()
+        if not child:
+            assert agent.stats().recorded == 0
+            for _ in range(3):
+                record("tokens", "child")
+            assert agent.stats().recorded == 3
+            sys.exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """,
+        server.url,
+    )
+    assert done.returncode == 0
+    assert customers(sandbox) == {"parent": 5, "child": 3}
+    assert sandbox.totals()["duplicates"] == 0
+
+
+def test_a_child_of_a_child_does_the_same(sandbox: Sandbox, server: SandboxServer) -> None:
+    run(
+        """
+        agent = MeterAgent(sandbox_url=URL)
+        agent.record("tokens", "parent")
+        assert agent.flush(20)
+        if not os.fork():
+            agent.record("tokens", "child")
+            if not os.fork():
+                agent.record("tokens", "grandchild")
+                agent.close()
+                os._exit(0)
+            os.wait()
+            agent.close()
+            os._exit(0)
+        os.wait()
+        agent.record("tokens", "parent")
+        """,
+        server.url,
+    )
+    assert customers(sandbox) == {"parent": 2, "child": 1, "grandchild": 1}
+
+
+def test_forks_while_threads_record_neither_hang_nor_double(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    done = run(
+        """
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of fork beside threads
+        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=0.01)
+        stop = threading.Event()
+        counts = [0] * 4
+        def produce(mine):
+            while not stop.is_set() and counts[mine] < 20_000:
+                counts[mine] += agent.record("tokens", "parent")
+        threads = [threading.Thread(target=produce, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for n in range(20):
+            child = os.fork()
+            if not child:
+                agent.record("tokens", f"child")
+                agent.close(10)
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        stop.set()
+        for thread in threads:
+            thread.join()
+        agent.close(30)
+        print(sum(counts))
+        """,
+        server.url,
+        timeout=60,
+    )
+    assert customers(sandbox) == {"parent": int(done.stdout), "child": 20}
+    assert sandbox.totals()["duplicates"] == 0
+
+
+def test_a_fork_that_no_python_hook_sees_is_noticed_by_the_first_record(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    done = run(
+        """
+        import ctypes
+        libc = ctypes.PyDLL(None)
+        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60)
+        agent.record("tokens", "parent")
+        child = libc.fork()
+        if not child:
+            agent.record("tokens", "child")
+            agent.close(10)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """,
+        server.url,
+    )
+    assert done.returncode == 0
+    assert customers(sandbox) == {"parent": 1, "child": 1}
+
+
+def test_a_child_opens_connections_and_a_session_of_its_own(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    run(
+        """
+        agent = MeterAgent(sandbox_url=URL)
+        agent.record("tokens", "parent")
+        assert agent.flush(20)
+        child = os.fork()
+        if not child:
+            agent.record("tokens", "child")
+            assert agent.flush(20)
+            assert agent.stats().sessions == 1
+            os._exit(0)
+        agent.record("tokens", "parent")
+        assert agent.flush(20)
+        os.waitpid(child, 0)
+        """,
+        server.url,
+    )
+    assert customers(sandbox) == {"parent": 2, "child": 1}
+    assert sum(r.path.endswith("meter_event_session") for r in sandbox.requests) == 2
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_children_of_multiprocessing_deliver_without_any_code_of_the_user(
+    sandbox: Sandbox, server: SandboxServer, method: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    import subprocess
+    import sys
+
+    from tests.process.scripts import environment
+
+    script = tmp_path_factory.mktemp("mp") / "main.py"
+    script.write_text(
+        """
+import multiprocessing, os, sys
+import meter_agent
+
+def work():
+    meter_agent.record("tokens", "child")
+
+if __name__ == "__main__":
+    os.environ["METER_AGENT_SANDBOX_URL"] = os.environ["SANDBOX"]
+    meter_agent.record("tokens", "parent")
+    context = multiprocessing.get_context(sys.argv[1])
+    children = [context.Process(target=work) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+""",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), method],
+        env=environment(server.url),
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert "Error" not in done.stderr
+    assert done.returncode == 0
+    assert customers(sandbox) == {"parent": 1, "child": 3}
+
+
+def test_a_child_of_a_closed_agent_stays_closed(server: SandboxServer) -> None:
+    done = run(
+        """
+        agent = MeterAgent(sandbox_url=URL)
+        agent.close()
+        child = os.fork()
+        if not child:
+            os._exit(agent.record("tokens", "child") or agent.stats().dropped != {"closed": 1})
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """,
+        server.url,
+    )
+    assert done.stdout.strip() == "0"

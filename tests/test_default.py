@@ -1,0 +1,105 @@
+"""The module's functions and the agent behind them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+import meter_agent
+from meter_agent import ConfigError, MeterAgent, Stats, _default
+from meter_agent.sandbox import Sandbox
+from meter_agent.sandbox.server import SandboxServer
+
+
+def test_without_a_key_record_is_false_counted_and_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert not any(meter_agent.record("tokens", "cus_1") for _ in range(5))
+    assert meter_agent.stats().dropped == {"not_configured": 5}
+    assert meter_agent.stats().recorded == 5
+    (line,) = (r for r in caplog.records if r.name == "meter_agent")
+    assert line.levelno == logging.ERROR
+    assert "METER_AGENT_API_KEY" in line.__dict__["error"]
+
+
+def test_get_agent_raises_what_record_cannot_say() -> None:
+    meter_agent.record("tokens", "cus_1")
+    with pytest.raises(ConfigError, match="METER_AGENT_API_KEY"):
+        meter_agent.get_agent()
+
+
+def test_before_first_use_there_is_nothing_to_flush_or_close() -> None:
+    assert meter_agent.stats() == Stats()
+    assert meter_agent.flush()
+    assert meter_agent.close() == Stats()
+    assert _default._default.agent is None
+
+
+def test_the_first_record_builds_the_agent_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with SandboxServer(sandbox := Sandbox()) as server:
+        monkeypatch.setenv("METER_AGENT_SANDBOX_URL", server.url)
+        assert meter_agent.record("tokens", "cus_1", 5, payload={"a": "b"})
+        assert meter_agent.flush(20)
+        assert meter_agent.get_agent().config.sandbox_url == server.url
+        assert meter_agent.close(20).delivered == 1
+        assert not meter_agent.record("tokens", "cus_1")
+        assert meter_agent.stats().dropped == {"closed": 1}
+    assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "5"}}
+
+
+def test_threads_that_record_first_at_the_same_time_share_one_agent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("METER_AGENT_DISABLED", "true")
+    built: list[MeterAgent] = []
+    original = MeterAgent.__init__
+
+    def counting(self: MeterAgent, *arguments: object, **options: object) -> None:
+        built.append(self)
+        original(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MeterAgent, "__init__", counting)
+    together = threading.Barrier(8)
+
+    def record() -> None:
+        together.wait()
+        meter_agent.record("tokens", "cus_1")
+
+    threads = [threading.Thread(target=record) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+    assert meter_agent.stats().dropped == {"disabled": 8}
+
+
+def test_configure_replaces_the_agent_and_the_old_one_still_sends_what_it_holds() -> None:
+    with SandboxServer(sandbox := Sandbox()) as server:
+        first = meter_agent.configure(sandbox_url=server.url, flush_interval_seconds=60.0)
+        meter_agent.record("tokens", "cus_1", 1)
+        second = meter_agent.configure(sandbox_url=server.url)
+        assert meter_agent.get_agent() is second is not first
+        meter_agent.record("tokens", "cus_1", 2)
+        assert first.flush(20)
+        assert not first.record("tokens", "cus_1")
+        assert meter_agent.close(20).delivered == 1
+    assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "3"}}
+
+
+def test_configure_mends_a_default_agent_that_could_not_be_built() -> None:
+    meter_agent.record("tokens", "cus_1")
+    agent = meter_agent.configure(disabled=True)
+    assert meter_agent.get_agent() is agent
+
+
+def test_a_wrong_configuration_leaves_the_agent_before_it_in_place() -> None:
+    agent = meter_agent.configure(disabled=True)
+    with pytest.raises(ConfigError) as raised:
+        meter_agent.configure(batch_size=0, max_in_flight=0, disabled=True)
+    assert len(raised.value.problems) == 2
+    assert meter_agent.get_agent() is agent

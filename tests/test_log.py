@@ -1,0 +1,88 @@
+"""Logging as a guest: the application's handlers, nothing configured, nothing repeated."""
+
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import structlog
+
+import meter_agent
+from meter_agent._log import LOG_EVENTS, EventLog, write
+from tests.virtual import VirtualRuntime
+
+
+def test_a_line_arrives_at_the_applications_handlers_with_its_fields(
+    runtime: VirtualRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert EventLog(runtime).say("meter_agent.request_failed", status=503, error="no")
+    (line,) = caplog.records
+    assert (line.name, line.levelno, line.getMessage()) == (
+        "meter_agent",
+        logging.WARNING,
+        "meter_agent.request_failed",
+    )
+    assert (line.__dict__["status"], line.__dict__["error"]) == (503, "no")
+    assert not structlog.is_configured()
+
+
+def test_a_line_that_repeats_is_written_once_per_interval_with_what_was_held_back(
+    runtime: VirtualRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = EventLog(runtime)
+    written = [log.say("meter_agent.request_failed") for _ in range(1000)]
+    assert written == [True] + [False] * 999
+    assert log.say("meter_agent.batch_split")
+    assert log.say("meter_agent.request_failed", key="another site")
+    runtime.advance(31)
+    assert log.say("meter_agent.request_failed")
+    assert caplog.records[-1].__dict__["held_back"] == 999
+    assert len(caplog.records) == 4
+
+
+def test_a_level_that_nobody_listens_to_costs_no_line(
+    runtime: VirtualRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    EventLog(runtime).say("meter_agent.session_opened", logging.DEBUG)
+    assert caplog.records == []
+
+
+class Broken(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise RuntimeError("the disk of the log server is full")
+
+
+def test_a_handler_that_raises_does_not_reach_the_agent() -> None:
+    logger = logging.getLogger("meter_agent")
+    handler = Broken()
+    logger.addHandler(handler)
+    try:
+        write("meter_agent.closed", logging.ERROR, recorded=1)
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_an_application_without_logging_hears_nothing() -> None:
+    script = (
+        "from meter_agent._log import write; write('meter_agent.closed', 40, recorded=1);"
+        "import structlog; assert not structlog.is_configured()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_every_log_event_in_the_code_is_listed_and_every_listed_one_is_used() -> None:
+    package = Path(meter_agent.__file__).parent
+    used = {
+        name
+        for path in package.glob("*.py")
+        if path.name != "_log.py"
+        for name in re.findall(r'"(meter_agent\.[a-z_]+)"', path.read_text(encoding="utf-8"))
+    }
+    assert used == set(LOG_EVENTS)
