@@ -103,7 +103,10 @@ class Counts:
 
 
 class _Gate:
-    """How many events must wait before `record()` looks up from its fast path."""
+    """How many events must wait before `record()` looks up from its fast path.
+
+    Never more than the length at which the door has to be closed.
+    """
 
     __slots__ = ("alarm",)
 
@@ -158,7 +161,8 @@ class RingBuffer:
         self._refused = {reason: Tally() for reason in DropReason}
         self._waiting: deque[Doorbell] = deque()
         self._sealed = False
-        self._gate.alarm = 1
+        self._wanted = 1
+        self._gate.alarm = min(1, self._nearly_full)
         self._door[0] = 1 if self._nearly_full and self._refusal is None else 0
 
     def start_over_after_fork(self) -> None:
@@ -207,16 +211,23 @@ class RingBuffer:
         return record
 
     def _look_up(self, event: Any) -> bool:
-        # After the append, outside every lock, perhaps in a signal handler. The order matters: the
-        # alarm is put off first and the bell rung second, so that whoever wakes sets it anew.
+        # After the append, outside every lock, perhaps in a signal handler.
         if self._refusal is not None:
             return self._take_back(event) if self._sealed else True
-        nearly_full = len(self._events) >= self._nearly_full
-        if nearly_full:
+        if len(self._events) >= self._nearly_full:
+            # A sender may open it again at this very moment, and find that it was wrong: the alarm
+            # never lies above this length, so the next caller comes here and closes it.
             self._door[0] = 0
-        self._gate.alarm = _NEVER if nearly_full else self._nearly_full
-        self._wake()
+        self._ring_if_wanted()
         return True
+
+    def _ring_if_wanted(self) -> None:
+        # The order matters: the wish is taken down first and the bell rung second, so that whoever
+        # wakes can utter it anew. Nothing is written here without a ring behind it.
+        if len(self._events) >= self._wanted:
+            self._wanted = _NEVER
+            self._gate.alarm = self._nearly_full
+            self._wake()
 
     def _take_back(self, event: Any) -> bool:
         # This thread looked at the door before `close()` and appended after its last count.
@@ -239,9 +250,7 @@ class RingBuffer:
             entered = self._enter_in_turn(event)
         if not entered:
             return self._refuse()
-        if len(self._events) >= self._gate.alarm:
-            self._gate.alarm = _NEVER
-            self._wake()
+        self._ring_if_wanted()
         return True
 
     def _refuse(self) -> bool:
@@ -310,15 +319,17 @@ class RingBuffer:
 
     def set_alarm(self, length: int) -> None:
         """Ask to be woken when *length* events wait. Look at `len()` afterwards, not before."""
-        with self._lock:
-            if self._refusal is None:
-                self._gate.alarm = min(length, self._capacity)
+        self._want(min(length, self._capacity))
 
     def unset_alarm(self) -> None:
-        """Nobody listens: only a nearly full buffer is worth a look."""
+        """Nobody listens."""
+        self._want(_NEVER)
+
+    def _want(self, length: int) -> None:
         with self._lock:
             if self._refusal is None:
-                self._gate.alarm = self._nearly_full or _NEVER
+                self._wanted = length
+                self._gate.alarm = min(length, self._nearly_full)
 
     @property
     def oldest_recorded_at(self) -> float | None:
@@ -466,6 +477,7 @@ class RingBuffer:
         with self._lock:
             self._refusal = self._refusal or reason
             self._door[0] = 0
+            self._wanted = _NEVER
             self._gate.alarm = 0  # a thread that is past the door looks up and finds `_sealed`
         self._call_waiting(_NEVER)
 

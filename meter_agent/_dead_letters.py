@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from meter_agent._event import MeterEvent, format_timestamp
 from meter_agent._log import EventLog
 
-__all__ = ["DeadLetter", "DeadLetterFile", "DeadLetterReason"]
+__all__ = ["DeadLetter", "DeadLetterFile", "DeadLetterReason", "letter_of"]
 
 FILE_BYTES_MAX = 256 * 1024 * 1024
 
@@ -77,6 +78,29 @@ class DeadLetter:
         return json.dumps(asdict(self) | {"uncertain": self.uncertain}, separators=(",", ":"))
 
 
+def letter_of(
+    event: MeterEvent,
+    reason: DeadLetterReason,
+    *,
+    message: str,
+    attempted_at: float | None,
+    settled_at: float,
+    code: str | None = None,
+    request_id: str | None = None,
+) -> DeadLetter:
+    """Return the letter of an event that had its wire form; times are unix seconds."""
+    return DeadLetter(
+        event=json.loads(event.body),
+        reason=reason.value,
+        message=message,
+        code=code,
+        request_id=request_id,
+        recorded_at=format_timestamp(event.recorded_at),
+        attempted_at=None if attempted_at is None else format_timestamp(attempted_at),
+        settled_at=format_timestamp(settled_at),
+    )
+
+
 class DeadLetterFile:
     """Keeps dead letters: file, callback and log line.
 
@@ -114,7 +138,7 @@ class DeadLetterFile:
             reason=letter.reason,
             identifier=letter.event.get("identifier"),
             code=letter.code,
-            message=letter.message,
+            error=letter.message,
             request_id=letter.request_id,
         )
         if self._on_letter is not None:

@@ -32,6 +32,7 @@ __all__ = ["Flusher", "Work"]
 
 _HELP_AFTER_SECONDS = 0.005
 _START_AGAIN_SECONDS = 1.0
+_LEAVE_SECONDS = 0.2
 _DEATHS_APART_SECONDS = 10.0
 
 
@@ -351,12 +352,23 @@ class Flusher:
         return bool(self._nobody_sends) and self._buffer.is_drained
 
     def stop(self) -> None:
-        """End the sender threads, each as soon as it lets go of its request."""
+        """End the sender threads, each as soon as it lets go of its request.
+
+        Those that are idle are waited for: they close their connections, and a thread that is cut
+        off by the end of the interpreter would leave that to its warnings.
+        """
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
         self._doorbell.ring()
         self._tell_progress()
+        deadline = self._runtime.monotonic() + _LEAVE_SECONDS
+        with self._progress:
+            while not self._nobody_sends and not self._busy:
+                left = deadline - self._runtime.monotonic()
+                if left <= 0:
+                    return
+                self._progress.wait(left)
 
     def _set_to_work(self) -> None:
         if self._buffer.is_drained:

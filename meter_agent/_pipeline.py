@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from meter_agent import _lifecycle
 from meter_agent._buffer import Record, RingBuffer
 from meter_agent._config import Config, unknown_variables
-from meter_agent._dead_letters import DeadLetter, DeadLetterFile
-from meter_agent._event import EventEncoder
+from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReason, letter_of
+from meter_agent._event import EventEncoder, MeterEvent
 from meter_agent._flusher import Flusher, Work
+from meter_agent._imports import forget_unfinished
 from meter_agent._ledger import DropReason, Outcome, Stats, Traffic
 from meter_agent._log import EventLog, write
 from meter_agent._pace import Pace
@@ -80,7 +81,7 @@ class Pipeline:
         self._end = runtime.condition()
         self._log = EventLog(runtime)
         self._traffic = Traffic()
-        self._dropped_told: dict[str, int] = {}
+        self._overflow_told = 0
         on_dead_letter, on_error = self._callbacks
         self._on_error = self._guarded(on_error)
         self._letters = DeadLetterFile(
@@ -120,8 +121,9 @@ class Pipeline:
         from meter_agent._delivery import BodyLimit, Delivery  # noqa: PLC0415
         from meter_agent._sender import Sender  # noqa: PLC0415
         from meter_agent._stream import MeterEventStream  # noqa: PLC0415
-        from meter_agent._transport import Transport  # noqa: PLC0415
+        from meter_agent._transport import Transport, preload  # noqa: PLC0415
 
+        preload()
         config, runtime = self._config, self._runtime
         if self._body_limit is None:
             self._body_limit = BodyLimit(config.batch_size)
@@ -224,6 +226,7 @@ class Pipeline:
 
     def start_over_after_fork(self) -> None:
         """In a child of `fork`: forget the parent's events, threads, connections and session."""
+        forget_unfinished()
         self._buffer.start_over_after_fork()
         self._wire()
 
@@ -243,16 +246,14 @@ class Pipeline:
         return self._read_stats()  # calls after `close()` go on being counted
 
     def _account_for_rest(self) -> None:
-        from meter_agent._sender import uncertain_letters  # noqa: PLC0415
-
         self._buffer.seal()
         now = self._runtime.clock.time()
         for batch in self._buffer.abandon():
             if batch.attempted_at is None:
                 self._buffer.settle_abandoned(batch, Outcome.SHUTDOWN)
                 continue
-            for letter in uncertain_letters(batch, now):
-                self._letters.write(letter)
+            for event in batch.open:
+                self._letters.write(_unanswered(event, batch.attempted_at, now))
             self._buffer.settle_abandoned(batch, Outcome.UNCERTAIN)
 
     def _read_stats(self) -> Stats:
@@ -306,13 +307,13 @@ class Pipeline:
         )
 
     def _tell_drops(self) -> None:
-        dropped = self._buffer.counts().dropped
-        for reason, count in dropped.items():
-            before = self._dropped_told.get(reason, 0)
-            if count > before and self._log.say(
-                "meter_agent.events_dropped", key=reason, reason=reason, events=count - before
-            ):
-                self._dropped_told[reason] = count
+        # Only what happens while the agent is open; the final line tells the rest.
+        reason = DropReason.OVERFLOW.value
+        count = self._buffer.counts().dropped.get(reason, 0)
+        if count > self._overflow_told and self._log.say(
+            "meter_agent.events_dropped", reason=reason, events=count - self._overflow_told
+        ):
+            self._overflow_told = count
 
     def _tell_end(self, stats: Stats) -> None:
         if not stats.recorded + stats.recovered:
@@ -334,6 +335,18 @@ class Pipeline:
         """Warn about environment variables that look like settings but are none."""
         for name, nearest in unknown_variables():
             self._log.say("meter_agent.unknown_setting", key=name, variable=name, nearest=nearest)
+
+
+def _unanswered(
+    event: MeterEvent, attempted_at: tuple[float, float], wall_time: float
+) -> DeadLetter:
+    return letter_of(
+        event,
+        DeadLetterReason.UNCERTAIN,
+        message="the agent closed while Stripe's answer was outstanding",
+        attempted_at=attempted_at[0],
+        settled_at=wall_time,
+    )
 
 
 def _stripe_headers(config: Config) -> dict[str, str]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from meter_agent._answer import Answer
 from meter_agent._buffer import Batch, RingBuffer
-from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReason
+from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReason, letter_of
 from meter_agent._delivery import Delivery
 from meter_agent._event import EventEncoder, MeterEvent, describe, format_timestamp
 from meter_agent._ledger import Outcome
 from meter_agent._runtime import Runtime
 from meter_agent.exceptions import InvalidEventError
 
-__all__ = ["Sender", "uncertain_letters"]
+__all__ = ["Sender"]
 
 
 class Sender:
@@ -108,42 +107,12 @@ class Sender:
     def _letter(
         self, batch: Batch, event: MeterEvent, reason: DeadLetterReason, answer: Answer | None
     ) -> DeadLetter:
-        message = answer.message if answer else "its timestamp is more than 35 days back"
-        return _letter(
+        return letter_of(
             event,
-            batch,
             reason,
-            message=message,
+            message=answer.message if answer else "its timestamp is more than 35 days back",
+            code=answer.code if answer else None,
+            request_id=answer.request_id if answer else None,
+            attempted_at=batch.attempted_at[0] if batch.attempted_at else None,
             settled_at=self._runtime.clock.time(),
-            answer=answer,
         )
-
-
-def uncertain_letters(batch: Batch, wall_time: float) -> list[DeadLetter]:
-    """Return a letter for each open event of a batch that `close()` cannot wait for."""
-    message = "the agent closed while Stripe's answer was outstanding"
-    return [
-        _letter(event, batch, DeadLetterReason.UNCERTAIN, message=message, settled_at=wall_time)
-        for event in batch.open
-    ]
-
-
-def _letter(
-    event: MeterEvent,
-    batch: Batch,
-    reason: DeadLetterReason,
-    *,
-    message: str,
-    settled_at: float,
-    answer: Answer | None = None,
-) -> DeadLetter:
-    return DeadLetter(
-        event=json.loads(event.body),
-        reason=reason.value,
-        message=message,
-        code=answer.code if answer else None,
-        request_id=answer.request_id if answer else None,
-        recorded_at=format_timestamp(event.recorded_at),
-        attempted_at=format_timestamp(batch.attempted_at[0]) if batch.attempted_at else None,
-        settled_at=format_timestamp(settled_at),
-    )

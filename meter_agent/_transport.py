@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from requests import PreparedRequest, Response
     from requests.adapters import BaseAdapter
 
-__all__ = ["Reply", "Transport", "TransportError"]
+__all__ = ["Reply", "Transport", "TransportError", "preload"]
 
 BODY_BYTES_MAX = 64 * 1024
 
@@ -113,8 +113,16 @@ class Transport:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._adapter is not None:
-            self._adapter.close()
+        if self._adapter is None:
+            return
+        # Each by hand: urllib3 leaves it to a finalizer, which no longer runs at the exit of the
+        # interpreter, and the application would hear of an unclosed socket there.
+        for manager in _pool_managers(self._adapter):
+            for key in manager.pools.keys():  # noqa: SIM118 - urllib3's container refuses iteration
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.close()
+        self._adapter.close()
 
     def _connected(self) -> BaseAdapter:
         if self._adapter is None:
@@ -158,10 +166,21 @@ class Transport:
         return Reply(response.status_code, response.headers, body)
 
 
+def preload() -> None:
+    """Import requests now, while the first batch still fills, and not between it and the wire."""
+    import requests  # noqa: F401, PLC0415
+
+
 def _network_adapter() -> BaseAdapter:
     from requests.adapters import HTTPAdapter  # noqa: PLC0415
 
     return HTTPAdapter(pool_connections=2, pool_maxsize=1, max_retries=0)
+
+
+def _pool_managers(adapter: BaseAdapter) -> list[Any]:
+    direct = getattr(adapter, "poolmanager", None)
+    proxied = getattr(adapter, "proxy_manager", {})
+    return [manager for manager in (direct, *proxied.values()) if manager is not None]
 
 
 def _explained(error: Exception, *, kept_alive: bool) -> TransportError:

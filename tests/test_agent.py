@@ -360,7 +360,10 @@ def test_payload_keys_can_be_set_for_all_meters_and_for_one() -> None:
     from meter_agent.sandbox import SandboxAdapter
 
     config = Config(
-        **FAST, customer_key="buyer", value_key="amount", payload_keys={"pages": {"value_key": "sheets"}}
+        **FAST,
+        customer_key="buyer",
+        value_key="amount",
+        payload_keys={"pages": {"value_key": "sheets"}},
     )
     with build(config, open_adapter=lambda: SandboxAdapter(sandbox)) as agent:
         agent.record("tokens", "cus_1", 2, payload={"model": "small"})
@@ -409,7 +412,9 @@ def test_settings_by_keyword_win_over_the_config_and_over_the_environment(
     monkeypatch.setenv("METER_AGENT_MAX_IN_FLIGHT", "3")
     assert MeterAgent(batch_size=5).config.batch_size == 5
     assert MeterAgent(batch_size=5).config.max_in_flight == 3
-    assert MeterAgent(Config(api_key="sk_test_1", batch_size=9), batch_size=6).config.batch_size == 6
+    assert (
+        MeterAgent(Config(api_key="sk_test_1", batch_size=9), batch_size=6).config.batch_size == 6
+    )
     assert MeterAgent(Config(api_key="sk_test_1")).config.batch_size == 100
 
 
@@ -640,9 +645,7 @@ def test_the_buffer_bounds_what_waits_and_the_drops_are_logged_in_one_line(
 ) -> None:
     release = threading.Event()
     sandbox.add_fault(Fault("delay", seconds=1.0, times=1))
-    agent = make_agent(
-        sleep=lambda _seconds: release.wait(20), buffer_events=100, max_in_flight=1
-    )
+    agent = make_agent(sleep=lambda _seconds: release.wait(20), buffer_events=100, max_in_flight=1)
     accepted = sum(agent.record("tokens", "cus_1") for _ in range(100_000))
     stats = agent.stats()
     assert stats.buffered <= 100
@@ -655,9 +658,7 @@ def test_the_buffer_bounds_what_waits_and_the_drops_are_logged_in_one_line(
     assert 0 < drops[0].__dict__["events"] <= 100_000 - accepted
 
 
-def test_events_per_second_are_held_to_their_limit(
-    make_agent: MakeAgent, sandbox: Sandbox
-) -> None:
+def test_events_per_second_are_held_to_their_limit(make_agent: MakeAgent, sandbox: Sandbox) -> None:
     agent = make_agent(max_events_per_second=1000)
     for _ in range(600):
         agent.record("tokens", "cus_1")

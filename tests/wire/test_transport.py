@@ -230,12 +230,14 @@ def test_an_endless_answer_is_read_up_to_a_limit_only(transport: Transport) -> N
         assert sent.wait(20), "the server was read to the end"
 
 
-def test_tls_that_is_not_tls_is_no_answer(transport: Transport) -> None:
-    def no_tls(connection: socket.socket, _request: bytes) -> None:
-        connection.close()
-
-    with listening(no_tls) as server, pytest.raises(TransportError):
+def test_a_server_that_does_not_speak_tls_is_no_answer() -> None:
+    transport = Transport(connect_timeout_seconds=0.3, read_timeout_seconds=0.3)
+    with (
+        listening(lambda connection, _: answer(connection)) as server,
+        pytest.raises(TransportError),
+    ):
         post(transport, server.url.replace("http:", "https:"))
+    transport.close()
 
 
 # -- the stream on top of it ---------------------------------------------------------------------
@@ -298,9 +300,7 @@ def test_a_server_that_repeats_a_secret_does_not_get_it_into_the_message(
 
 def test_the_idempotency_key_depends_on_the_body_alone(transport: Transport) -> None:
     def key(request: bytes) -> bytes:
-        return next(
-            line for line in request.split(b"\r\n") if line.startswith(b"Idempotency-Key")
-        )
+        return next(line for line in request.split(b"\r\n") if line.startswith(b"Idempotency-Key"))
 
     with listening(lambda connection, _: answer(connection)) as server:
         stream = stream_to(server, transport, Traffic())

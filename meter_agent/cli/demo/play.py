@@ -115,6 +115,7 @@ def _record_all(
     agent: MeterAgent, rows: Sequence[TraceRow], *, seed: int, seconds: float, viewer: Viewer
 ) -> dict[Account, int]:
     with Replay(rows, agent.record, seed=seed, seconds=seconds) as replay:
+        replay.start()
         while not replay.wait(_LOOK_SECONDS):
             viewer.show(agent.stats(), len(METERS) * len(rows))
         return replay.passed

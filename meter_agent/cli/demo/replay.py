@@ -71,15 +71,20 @@ class Replay:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Begin. Not done on entering: a Ctrl-C between two threads has to find its way out."""
+        self._started_at = time.monotonic()
         for thread in self._threads:
             thread.start()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self._cancelled.set()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
     def _play(self, rows: Sequence[TraceRow], passed: Counter[Account]) -> None:
         for row in rows:
