@@ -155,7 +155,7 @@ class MeterAgent:
 
         Returns:
             True: everything recorded before the call is settled (delivered, dead-lettered,
-            uncertain or dropped). False: the time was over first, or the agent was closed meanwhile.
+            uncertain or dropped). False: the time was over first, or the agent closed meanwhile.
         """
         return self._pipeline.flush(timeout)
 

@@ -2,8 +2,8 @@
 
 The sender threads import requests, tenacity and structlog when they first need them. A process that
 forks in those 200 ms leaves its child with module locks whose owner does not exist there: the
-child's own import of such a module would wait for ever. Python renews the global import lock after a
-fork, but not the locks of single modules.
+child's own import of such a module would wait for ever. Python renews the global import lock after
+a fork, but not the locks of single modules.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from meter_agent._agent import build
 from meter_agent.sandbox import Sandbox, SandboxAdapter
 from tests.virtual import VirtualRuntime
 
-FAST = {
+FAST: dict[str, Any] = {
     "sandbox_url": "http://127.0.0.1:1",
     "flush_interval_seconds": 0.02,
     "retry_base_seconds": 0.01,

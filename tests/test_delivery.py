@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -246,7 +247,7 @@ def test_a_refused_token_gets_one_fresh_session_at_once_and_then_waits(world: Wo
     )
     world.deliver(1)
     times = [request.at for request in world.stream_requests()]
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert gaps[0] == 0
     assert all(gap >= 1.0 for gap in gaps[1:])
     assert world.outcomes() == {Outcome.DELIVERED: 1}

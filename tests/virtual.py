@@ -1,4 +1,4 @@
-"""A runtime of virtual time for one thread: whoever waits moves the clock and nothing else happens."""
+"""A runtime of virtual time for one thread: whoever waits moves the clock."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ class VirtualRuntime(SystemRuntime):
     def clock(self) -> Any:
         return self.wall_clock
 
-    def monotonic(self) -> float:  # type: ignore[override]
+    def monotonic(self) -> float:
         return self.uptime
 
-    def random(self) -> float:  # type: ignore[override]
+    def random(self) -> float:
         return self.draw
 
-    def process_id(self) -> int:  # type: ignore[override]
+    def process_id(self) -> int:
         return self.pid
 
     def condition(self) -> Any:

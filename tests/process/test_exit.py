@@ -1,4 +1,4 @@
-"""How a process ends: by itself, by a signal, while Stripe is down; always in time, always counted."""
+"""How a process ends: by itself, by a signal, during an outage; in time, and with a count."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_the_environment_can_name_a_ca_bundle(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nonexistent/ca.pem")
-    with pytest.raises(TransportError, match="/nonexistent/ca.pem"):
+    with pytest.raises(TransportError, match=r"/nonexistent/ca\.pem"):
         post(transport, "https://127.0.0.1:1/")
 
 
@@ -142,7 +142,7 @@ def test_a_silent_server_may_have_accepted() -> None:
 def test_the_last_moments_cut_the_read_timeout(transport: Transport) -> None:
     with (
         listening(lambda _connection, _request: None) as server,
-        pytest.raises(TransportError, match="0.05"),
+        pytest.raises(TransportError, match=r"0\.05"),
     ):
         transport.post(server.url, {}, b"{}", at_most_seconds=-1.0)
 
