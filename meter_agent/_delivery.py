@@ -125,7 +125,7 @@ class Delivery:
             elif answer.verdict in _REFUSED and len(part) > 1:
                 parts.extend(self._halves(part, answer))
             else:
-                self._conclude(part, answer, settle)
+                self._conclude(batch, part, answer, settle)
 
     def close(self) -> None:
         """Close this sender's connections."""
@@ -133,7 +133,9 @@ class Delivery:
 
     # -- what an answer leads to ---------------------------------------------------------------
 
-    def _conclude(self, part: list[MeterEvent], answer: Answer, settle: Settle) -> None:
+    def _conclude(
+        self, batch: Batch, part: list[MeterEvent], answer: Answer, settle: Settle
+    ) -> None:
         if answer.verdict is Verdict.ACCEPTED:
             if len(part) >= self._body_limit.events:
                 self._body_limit.grow()
@@ -141,7 +143,11 @@ class Delivery:
         elif answer.verdict is Verdict.DUPLICATE:
             # Stripe already has it: that is what we wanted.
             settle(part, Outcome.DELIVERED, None, None)
-        elif answer.verdict in _REFUSED:
+        elif answer.verdict is Verdict.REJECTED or (
+            # A refusal of what an event says holds for every attempt. One of its size does not:
+            # an earlier attempt may have taken a path without that limit.
+            answer.verdict is Verdict.TOO_LARGE and batch.attempted_at is None
+        ):
             settle(part, Outcome.DEAD_LETTERED, DeadLetterReason.REJECTED, answer)
         else:
             settle(part, Outcome.UNCERTAIN, DeadLetterReason.UNCERTAIN, answer)

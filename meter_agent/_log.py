@@ -47,6 +47,11 @@ class EventLog:
         self._lock = runtime.condition()
         self._next_at: dict[tuple[str, str], float] = {}
         self._held_back: dict[tuple[str, str], int] = {}
+        self._silent = False
+
+    def fall_silent(self) -> None:
+        """Say nothing more: the last word is somebody else's."""
+        self._silent = True
 
     def say(
         self, event: str, /, level: int = logging.WARNING, *, key: str = "", **fields: Any
@@ -58,7 +63,7 @@ class EventLog:
         Never raises: a broken handler of the application must not stop a sender.
         """
         with self._lock:
-            held_back = self._due(event, key)
+            held_back = None if self._silent else self._due(event, key)
         if held_back is None:
             return False
         if held_back:

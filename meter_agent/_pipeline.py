@@ -214,6 +214,8 @@ class Pipeline:
             self._final = self._read_stats()
             self._end.notify_all()
         _lifecycle.unregister(self)
+        # A thread that is still in a request has nothing to add to what was counted.
+        self._log.fall_silent()
         self._tell_end(self._final)
         return self._final
 
@@ -290,7 +292,7 @@ class Pipeline:
 
     def _guarded(self, callback: Callable[[Any], None] | None) -> Callable[[Any], None]:
         def call(argument: Any) -> None:
-            if callback is None:
+            if callback is None or self._final is not None:
                 return
             try:
                 callback(argument)

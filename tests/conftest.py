@@ -6,12 +6,22 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 from meter_agent import Config, MeterAgent, _default, _lifecycle
 from meter_agent._agent import build
 from meter_agent.sandbox import Sandbox, SandboxAdapter
 from tests.virtual import VirtualRuntime
+
+# Speed is judged by benchmarks: on a busy machine an example may take as long as it likes.
+hypothesis.settings.register_profile(
+    "project",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    print_blob=True,
+)
+hypothesis.settings.load_profile("project")
 
 FAST: dict[str, Any] = {
     "sandbox_url": "http://127.0.0.1:1",
