@@ -3,7 +3,7 @@
 import meter_agent
 
 project = "meter_agent"
-author = copyright = "The meter_agent maintainers"  # noqa: A001 - Sphinx wants this name
+author = copyright = "The meter_agent maintainers"
 version = release = meter_agent.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -22,8 +22,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_numpy_docstring = False
-# A docstring says what is raised, the signature what is returned.
-napoleon_use_rtype = False
 
 # Every reference within the package has to resolve. Those to the standard library would need its
 # inventory from the network.
@@ -37,7 +35,7 @@ for _name in meter_agent.__all__:
         _object.__module__ = "meter_agent"
 
 
-def _mark_plain_examples(_app, _what, _name, _object, _options, lines):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _mark_plain_examples(_app, _what, _name, _object, _options, lines):  # type: ignore[no-untyped-def]
     """Show an `Examples:` section without prompts as the code that it is."""
     for place, line in enumerate(lines[:-1]):
         if line == "Examples:" and not lines[place + 1].lstrip().startswith(">>>"):
@@ -45,6 +43,6 @@ def _mark_plain_examples(_app, _what, _name, _object, _options, lines):  # type:
             return
 
 
-def setup(app):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def setup(app):  # type: ignore[no-untyped-def]
     """Called by Sphinx; before napoleon, which connects with the default priority."""
     app.connect("autodoc-process-docstring", _mark_plain_examples, priority=400)

@@ -45,7 +45,7 @@ class MeterAgent:
 
     Example:
         >>> from meter_agent import MeterAgent
-        >>> from meter_agent.sandbox import SandboxServer
+        >>> from meter_agent.sandbox.server import SandboxServer
         >>> with SandboxServer() as server, MeterAgent(sandbox_url=server.url) as agent:
         ...     agent.record("api_requests", "cus_123", 3)
         True

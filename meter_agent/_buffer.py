@@ -67,6 +67,7 @@ class Batch:
         "oldest_timestamp",
         "open",
         "position",
+        "sent_at",
         "size",
     )
 
@@ -82,6 +83,8 @@ class Batch:
         self.open: list[MeterEvent] = []
         """The frozen events that are not settled yet."""
         self.oldest_timestamp = 0.0
+        self.sent_at: float | None = None
+        """Wall seconds of the first request, whatever came of it."""
         self.attempted_at: tuple[float, float] | None = None
         """Wall and monotonic seconds of the first request that Stripe may have accepted."""
         self.abandoned = False

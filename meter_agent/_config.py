@@ -355,7 +355,7 @@ class Config:
     max_events_per_second: float = _setting(
         10_000.0,
         _float(0.001, 1_000_000),
-        "Most events that this process sends in a second; Stripe's limit holds for all processes"
+        "Most events that an agent sends in a second; Stripe's limit holds for all processes"
         " of an account together. Beyond it events wait in the buffer.",
     )
     connect_timeout_seconds: float = _setting(

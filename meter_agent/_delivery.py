@@ -224,9 +224,11 @@ class Delivery:
 
     def _send(self, batch: Batch, part: list[MeterEvent], token: str) -> Answer:
         first_attempt = batch.attempted_at is None
+        now = self._runtime.clock.time()
+        batch.sent_at = batch.sent_at or now
         if first_attempt:
             # Before the bytes leave, so that no end of this thread can leave it unsaid.
-            batch.attempted_at = self._runtime.clock.time(), self._runtime.monotonic()
+            batch.attempted_at = now, self._runtime.monotonic()
         answer = self._stream.send(token, [event.body for event in part])
         if answer.verdict is Verdict.ACCEPTED:
             self._traffic.last_success_at = self._runtime.clock.time()

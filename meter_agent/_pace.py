@@ -1,6 +1,6 @@
 """When a request may leave: token bucket, shared back-off, one probe at a time while failures last.
 
-All senders of a process share one pace. While Stripe accepts, requests pass as fast as the token
+All senders of an agent share one pace. While Stripe accepts, requests pass as fast as the token
 bucket allows. After a failure nobody sends until the back-off has passed; then one sender probes,
 and the others wait for its result. Whoever failed goes to the back of the queue, so a batch that
 fails for ever cannot keep the others from being tried.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline"]
 
+_ANNOUNCE_SECONDS = 0.2
+
 
 class Pipeline:
     """Everything behind a `MeterAgent` that outlives it until its events are settled.
@@ -209,7 +211,7 @@ class Pipeline:
             return self._wait_for_end(deadline)
         self._flusher.drain(deadline)
         self._flusher.stop()
-        self._account_for_rest()
+        self._account_for_rest(deadline)
         with self._end:
             self._final = self._read_stats()
             self._end.notify_all()
@@ -247,16 +249,22 @@ class Pipeline:
                 self._end.wait(left)
         return self._read_stats()  # calls after `close()` go on being counted
 
-    def _account_for_rest(self) -> None:
+    def _account_for_rest(self, deadline: float) -> None:
         self._buffer.seal()
         now = self._runtime.clock.time()
         for batch in self._buffer.abandon():
             if batch.attempted_at is None:
                 self._buffer.settle_abandoned(batch, Outcome.SHUTDOWN)
                 continue
-            for event in batch.open:
-                self._letters.write(_unanswered(event, batch.attempted_at, now))
+            letters = [_unanswered(event, batch.sent_at, now) for event in batch.open]
+            for letter in letters:
+                self._letters.write(letter)
             self._buffer.settle_abandoned(batch, Outcome.UNCERTAIN)
+            for letter in letters:
+                # The file comes first, because this may have to stop: a slow callback is not
+                # allowed to hold up the exit.
+                if self._runtime.monotonic() < deadline + _ANNOUNCE_SECONDS:
+                    self._letters.announce(letter)
 
     def _read_stats(self) -> Stats:
         traffic = self._traffic
@@ -339,14 +347,12 @@ class Pipeline:
             self._log.say("meter_agent.unknown_setting", key=name, variable=name, nearest=nearest)
 
 
-def _unanswered(
-    event: MeterEvent, attempted_at: tuple[float, float], wall_time: float
-) -> DeadLetter:
+def _unanswered(event: MeterEvent, sent_at: float | None, wall_time: float) -> DeadLetter:
     return letter_of(
         event,
         DeadLetterReason.UNCERTAIN,
         message="the agent closed while Stripe's answer was outstanding",
-        attempted_at=attempted_at[0],
+        attempted_at=sent_at,
         settled_at=wall_time,
     )
 

@@ -113,6 +113,6 @@ class Sender:
             message=answer.message if answer else "its timestamp is more than 35 days back",
             code=answer.code if answer else None,
             request_id=answer.request_id if answer else None,
-            attempted_at=batch.attempted_at[0] if batch.attempted_at else None,
+            attempted_at=batch.sent_at,
             settled_at=self._runtime.clock.time(),
         )

@@ -7,7 +7,7 @@
     ├── InvalidEventError (ValueError)   mend the event, record it again
     └── StreamError                      nothing to do: the agent acts on it by itself
         ├── StreamUnavailableError       temporary; the same bytes are sent again
-        │   └── RateLimitedError         temporary; the whole process backs off
+        │   └── RateLimitedError         temporary; all senders back off
         ├── SessionExpiredError          a new session is opened, the batch sent again
         ├── AuthenticationError          mend the key or its permissions; events are kept
         └── EventRejectedError           Stripe refused the request for what is in it
@@ -112,7 +112,7 @@ class StreamUnavailableError(StreamError):
 
 
 class RateLimitedError(StreamUnavailableError):
-    """Stripe asked for fewer requests (429); every sender of this process backs off."""
+    """Stripe asked for fewer requests (429); every sender of the agent backs off."""
 
 
 class SessionExpiredError(StreamError):

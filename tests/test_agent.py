@@ -174,16 +174,19 @@ def test_close_leaves_what_may_have_arrived_to_a_human(
     make_agent: MakeAgent, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     release = threading.Event()
+    told: list[DeadLetter] = []
     sandbox.add_fault(Fault("hang", accept=True))
     letters = tmp_path / "letters.jsonl"
     agent = make_agent(
         sleep=lambda _seconds: release.wait(20),
         dead_letter_file=str(letters),
         flush_interval_seconds=0.01,
+        on_dead_letter=told.append,
     )
     agent.record("tokens", "cus_1")
     final = agent.close(0.3)
     release.set()
+    assert [letter.uncertain for letter in told] == [True]
     assert (final.uncertain, final.delivered, final.in_flight) == (1, 0, 0)
     assert final.balanced
     line = json.loads(letters.read_text())
@@ -298,6 +301,7 @@ def test_a_refused_event_is_a_dead_letter_with_stripes_words(
     assert agent.flush(20)
     (letter,) = letters
     assert (letter.reason, letter.code) == ("rejected", "no_meter")
+    assert letter.attempted_at is not None
     assert "no such meter" in letter.message
     assert letter.request_id is not None
     assert letter.event["payload"] == {"stripe_customer_id": "cus_bad", "value": "31"}

@@ -13,7 +13,13 @@ from meter_agent._answer import Verdict
 from meter_agent._ledger import Traffic
 from meter_agent._runtime import SystemRuntime
 from meter_agent._stream import MeterEventStream
-from meter_agent._transport import BODY_BYTES_MAX, Reply, Transport, TransportError
+from meter_agent._transport import (
+    BODY_BYTES_MAX,
+    Reply,
+    Transport,
+    TransportError,
+    _network_adapter,
+)
 from meter_agent._version import __version__
 from tests.wire.servers import Listener, answer, listening
 
@@ -120,6 +126,11 @@ def test_a_refused_connection_was_surely_not_accepted(transport: Transport) -> N
         post(transport, f"http://127.0.0.1:{port}/")
     assert not raised.value.maybe_accepted
     assert not raised.value.stale
+
+
+def test_urllib3_retries_nothing_behind_our_back() -> None:
+    retries = _network_adapter().max_retries  # type: ignore[attr-defined]
+    assert (retries.total, retries.read) == (0, False)
 
 
 def test_an_unknown_host_was_surely_not_accepted(transport: Transport) -> None:
