@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MeterAgent", "build", "refusing"]
 
+_TIMEOUT_MAX = 1e8
+"""Three years, in seconds: a lock can wait no longer than 292 of them."""
+
 
 class MeterAgent:
     """Records usage and ships it to Stripe's meter event stream in the background.
@@ -157,7 +160,7 @@ class MeterAgent:
             True: everything recorded before the call is settled (delivered, dead-lettered,
             uncertain or dropped). False: the time was over first, or the agent closed meanwhile.
         """
-        return self._pipeline.flush(timeout)
+        return self._pipeline.flush(None if timeout is None else min(timeout, _TIMEOUT_MAX))
 
     def close(self, timeout: float | None = None) -> Stats:
         """Refuse new events, send what waits, end the sender threads.
@@ -175,7 +178,7 @@ class MeterAgent:
         """
         if timeout is None:
             timeout = self._config.shutdown_timeout_seconds
-        deadline = self._runtime.monotonic() + max(0.0, timeout)
+        deadline = self._runtime.monotonic() + min(max(0.0, timeout), _TIMEOUT_MAX)
         self._pipeline.begin_close(deadline)
         return self._pipeline.finish_close(deadline)
 

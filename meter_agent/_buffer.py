@@ -34,6 +34,7 @@ __all__ = ["Batch", "Counts", "Record", "RingBuffer"]
 
 _PLACES_UNDER_LOCK = 1024
 _PLACES_KEPT_FROM_NESTED_CALLS = 8
+_LOOK_AGAIN_SECONDS = 0.001
 _NEVER = sys.maxsize
 _MADV_WIPEONFORK = 18  # Linux 4.14; Python has no name for it
 _PREFIX_RANDOM_BITS = 74
@@ -150,11 +151,12 @@ class RingBuffer:
         self._gate = _Gate()
         self._door = _wiped_on_fork()
         self._refusal: DropReason | None = None
+        self._fork_turn = deque([True])
+        self._starting_over_in: int | None = None
         self._start_over()
 
     def _start_over(self) -> None:
         self._lock = self._runtime.reentrant_lock()
-        self._process_id = self._runtime.process_id()
         self._prefix = _identifier_prefix(self._runtime)
         self._taken = 0
         self._evicted = 0
@@ -166,6 +168,8 @@ class RingBuffer:
         self._sealed = False
         self._wanted = 1
         self._gate.alarm = min(1, self._nearly_full)
+        self._process_id = self._runtime.process_id()
+        # The door comes last: from here on events are ours.
         self._door[0] = 1 if self._nearly_full and self._refusal is None else 0
 
     def start_over_after_fork(self) -> None:
@@ -215,8 +219,8 @@ class RingBuffer:
 
     def _look_up(self, event: Any) -> bool:
         # After the append, outside every lock, perhaps in a signal handler.
-        if self._refusal is not None:
-            return self._take_back(event) if self._sealed else True
+        if self._sealed:
+            return self._take_back(event)
         if len(self._events) >= self._nearly_full:
             # A sender may open it again at this very moment, and find that it was wrong: the alarm
             # never lies above this length, so the next caller comes here and closes it.
@@ -243,8 +247,8 @@ class RingBuffer:
 
     def _enter(self, event: Any) -> bool:
         # The door is closed: nearly full, closed for good, or wiped because this is a child.
-        if not self.belongs_to_this_process:
-            self._on_fork()
+        if not self.belongs_to_this_process and not self._start_over_once():
+            return False
         if self._refusal is not None:
             return self._refuse()
         if self._lock._is_owned():  # noqa: SLF001
@@ -254,6 +258,24 @@ class RingBuffer:
         if not entered:
             return self._refuse()
         self._ring_if_wanted()
+        return True
+
+    def _start_over_once(self) -> bool:
+        # No hook saw the fork, and several threads of the child may record first. One of them
+        # starts over; an event that another appended meanwhile would be cleared with the parent's.
+        try:
+            self._fork_turn.pop()
+        except IndexError:
+            if self._starting_over_in == self._runtime.thread_id():
+                return False  # a signal handler in the thread that is just doing it
+            while not self.belongs_to_this_process:
+                self._runtime.doorbell().wait(_LOOK_AGAIN_SECONDS)
+            return True
+        self._starting_over_in = self._runtime.thread_id()
+        if not self.belongs_to_this_process:
+            self._on_fork()
+        self._starting_over_in = None
+        self._fork_turn.append(True)
         return True
 
     def _refuse(self) -> bool:
@@ -387,6 +409,26 @@ class RingBuffer:
     def identifier(self, position: int) -> str:
         """Return the UUID of the event at *position*: the same one whenever it is asked."""
         return f"{self._prefix}{position:012x}"
+
+    def begin_attempt(self, batch: Batch) -> bool:
+        """Note that *batch* leaves now, before any byte of it does.
+
+        False: it must not, because `close()` has accounted for it, or because this is a forked
+        child that still runs a thread of its parent.
+        """
+        with self._lock:
+            if batch.abandoned or batch not in self._in_flight:
+                return False
+            wall = self._runtime.clock.time()
+            batch.sent_at = batch.sent_at or wall
+            batch.attempted_at = batch.attempted_at or (wall, self._runtime.monotonic())
+            return True
+
+    def forget_attempt(self, batch: Batch) -> None:
+        """The only attempt so far was surely not accepted."""
+        with self._lock:
+            if not batch.abandoned:
+                batch.attempted_at = None
 
     def settle(self, batch: Batch, events: Sequence[MeterEvent], outcome: Outcome) -> bool:
         """Count *events* of *batch* as ended. False: `close()` had already accounted for them."""

@@ -126,7 +126,7 @@ class DeadLetterFile:
         if self._path is not None:
             try:
                 self._append(letter.to_json().encode("utf-8", "backslashreplace") + b"\n")
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - no letter is worth a sender
                 self._log.say("meter_agent.dead_letters_unwritable", 40, error=str(error))
 
     def announce(self, letter: DeadLetter) -> None:

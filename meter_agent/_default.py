@@ -91,7 +91,7 @@ def stats() -> Stats:
 def configure(config: Config | None = None, **settings: Any) -> MeterAgent:
     """Build the default agent anew and return it.
 
-    The agent it replaces refuses further events and sends what it holds in the background.
+    The agent it replaces sends what it holds in the background, and what is still recorded with it.
 
     Args:
         config: The settings. None: read from the environment.

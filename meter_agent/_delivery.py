@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from tenacity import RetryCallState, Retrying, retry_if_result
 
@@ -31,10 +32,22 @@ from meter_agent._session import SessionCache
 from meter_agent._stream import MeterEventStream
 from meter_agent.exceptions import MeterAgentError
 
-__all__ = ["BodyLimit", "Delivery", "Settle"]
+__all__ = ["Attempts", "BodyLimit", "Delivery", "Settle"]
 
 Settle = Callable[[Sequence[MeterEvent], Outcome, DeadLetterReason | None, Answer | None], None]
 """Told once about each event: what it came to, and for dead letters why and by which answer."""
+
+
+class Attempts(Protocol):
+    """What the buffer keeps about attempts, under its lock, for `close()` to read."""
+
+    def begin_attempt(self, batch: Batch) -> bool:
+        """Note that *batch* leaves now; False when it must not any more."""
+        ...
+
+    def forget_attempt(self, batch: Batch) -> None:
+        """The attempt was surely not accepted."""
+        ...
 
 
 class BodyLimit:
@@ -66,6 +79,7 @@ class Delivery:
         stream: Speaks to Stripe.
         sessions: Shared by all senders.
         pace: Shared by all senders.
+        attempts: Keeps account of what may have been accepted.
         body_limit: Shared by all senders.
         traffic: Counts retries and splits.
         log: Where failures are told.
@@ -81,6 +95,7 @@ class Delivery:
         stream: MeterEventStream,
         sessions: SessionCache,
         pace: Pace,
+        attempts: Attempts,
         body_limit: BodyLimit,
         traffic: Traffic,
         log: EventLog,
@@ -91,6 +106,7 @@ class Delivery:
         self._stream = stream
         self._sessions = sessions
         self._pace = pace
+        self._attempts = attempts
         self._body_limit = body_limit
         self._traffic = traffic
         self._log = log
@@ -193,6 +209,8 @@ class Delivery:
             if too_late := self._too_late(batch, part):
                 return too_late
             answer, free = self._exchange(batch, part)
+            if answer is None:
+                return None
             if answer.message:
                 self._traffic.last_error = answer.message
             if _again(answer) and not free:
@@ -207,12 +225,15 @@ class Delivery:
         finally:
             self._pace.returned(ticket)
 
-    def _exchange(self, batch: Batch, part: list[MeterEvent]) -> tuple[Answer, bool]:
-        # The second value: may it be tried again at once, as if nothing had been asked?
+    def _exchange(self, batch: Batch, part: list[MeterEvent]) -> tuple[Answer | None, bool]:
+        # None: the agent has closed. The second value: may it be tried again at once, as if
+        # nothing had been asked?
         token = self._sessions.token(self._stream.open_session)
         if isinstance(token, Answer):
             return token, False
         answer = self._send(batch, part, token)
+        if answer is None:
+            return None, True
         if answer.verdict not in {Verdict.SESSION_EXPIRED, Verdict.UNAUTHORIZED}:
             self._refused_tokens_in_a_row = 0
             return answer, False
@@ -222,18 +243,15 @@ class Delivery:
         self._refused_tokens_in_a_row += 1
         return answer, self._refused_tokens_in_a_row == 1
 
-    def _send(self, batch: Batch, part: list[MeterEvent], token: str) -> Answer:
+    def _send(self, batch: Batch, part: list[MeterEvent], token: str) -> Answer | None:
         first_attempt = batch.attempted_at is None
-        now = self._runtime.clock.time()
-        batch.sent_at = batch.sent_at or now
-        if first_attempt:
-            # Before the bytes leave, so that no end of this thread can leave it unsaid.
-            batch.attempted_at = now, self._runtime.monotonic()
+        if not self._attempts.begin_attempt(batch):
+            return None
         answer = self._stream.send(token, [event.body for event in part])
         if answer.verdict is Verdict.ACCEPTED:
             self._traffic.last_success_at = self._runtime.clock.time()
         if first_attempt and not answer.maybe_accepted:
-            batch.attempted_at = None
+            self._attempts.forget_attempt(batch)
         return answer
 
     def _too_late(self, batch: Batch, part: list[MeterEvent]) -> Answer | None:

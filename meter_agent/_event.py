@@ -490,7 +490,7 @@ def _safe_repr(value: object) -> str:
         return _cut(repr(str.__str__(value)[: _SHOWN_CHARACTERS_MAX + 1]))
     try:
         text = str.__str__(_DEFAULT_REPR.repr(value))
-    except Exception:  # noqa: BLE001  code of the application
+    except (Exception, SystemExit):  # noqa: BLE001  code of the application
         text = object.__repr__(value)
     return _cut(text)
 

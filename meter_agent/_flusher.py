@@ -5,8 +5,10 @@ it. At most one of them watches: it sleeps until enough events wait for a full b
 oldest waits for *flush_interval_seconds*, or, when nothing waits, until somebody rings. The others
 are sending, or sleep until they are called to watch.
 
-- The first sender starts with the first event. A sender that leaves the watch with a full batch, or
-  after a slow request, calls or starts another one to watch in its place, up to *max_in_flight*.
+- The first sender starts with the first event. A sender that leaves the watch calls another one to
+  watch in its place; when all are busy and there may be more, up to *max_in_flight*, it starts one
+  if its batch is full or the last request was slow, and otherwise leaves it to the next `record()`
+  that finds the flusher away for longer than the interval.
 - A watcher beside busy senders takes a full batch only when none of them has pulled for 5 ms: on a
   fast network one thread does it all, on a slow one they all help.
 - `flush()` waits for a position in the order of recording, never for an empty buffer.
@@ -100,6 +102,10 @@ class Flusher:
         self._busy = 0
         self._last_pull_at = 0.0
         self._last_was_slow = False
+        # Since when nobody watches although another sender could; empty otherwise. A deque for the
+        # same reason as above.
+        self._unwatched_since: deque[float] = deque()
+        self._head_seen = -1, 0.0
         self._flush_through = 0
         self._closing = False
         self._retiring = False
@@ -111,6 +117,8 @@ class Flusher:
     def wake(self) -> None:
         """Make sure that somebody looks at the buffer."""
         self._doorbell.ring()
+        if self._unwatched_since:
+            self._find_a_watcher()
         if not self._nobody_sends or self._stopped:
             return
         if self._runtime.monotonic() < self._start_again_at:
@@ -121,8 +129,24 @@ class Flusher:
             self._nobody_sends.pop()
         except IndexError:
             return  # another thread was quicker
-        if not self._start(self._run):
-            self._nobody_sends.append(True)
+        started = False
+        try:
+            started = self._start(self._run)
+        finally:  # also when Ctrl-C strikes here
+            if not started:
+                self._nobody_sends.append(True)
+                self._buffer.set_alarm(1)
+
+    def _find_a_watcher(self) -> None:
+        try:
+            since = self._unwatched_since.pop()
+        except IndexError:
+            return  # a sender came back
+        away_seconds = self._runtime.monotonic() - since
+        if len(self._buffer) >= self._full() or away_seconds >= self._flush_interval_seconds:
+            self._start(self._run)
+        else:
+            self._unwatched_since.append(since)
             self._buffer.set_alarm(1)
 
     def _start(self, target: Callable[[], None]) -> bool:
@@ -142,8 +166,10 @@ class Flusher:
     def _run(self, *, helper: bool = False) -> None:
         me = self._runtime.thread_id()
         with self._changed:
-            self._senders.add(me)
             self._helpers_starting -= helper
+            if len(self._senders) >= self._max_in_flight:
+                return  # two callers found that a watcher was missing
+            self._senders.add(me)
         try:
             work = self._open_work()
             try:
@@ -167,10 +193,12 @@ class Flusher:
             self._nobody_sends.append(True)
             # Nobody listens any more: the next `record()` must look up and start a sender.
             self._buffer.set_alarm(1)
-            if self._retiring:
-                self._on_retired()
-            elif not (self._closing or self._stopped or self._buffer.is_drained):
+            if self._closing or self._stopped:
+                pass
+            elif not self._buffer.is_drained:
                 self.wake()
+            elif self._retiring:
+                self._on_retired()
         self._tell_progress()
 
     def _put_off_next_start(self) -> None:
@@ -208,9 +236,9 @@ class Flusher:
             with self._changed:
                 if self._is_over():
                     return None
+                self._unwatched_since.clear()
                 if self._due_in(eager=eager) == 0 and (batch := self._pull()) is not None:
-                    full = batch.size >= self._batch_size
-                    helper = self._call_help() if full or self._last_was_slow else False
+                    helper = self._hand_over_watch(batch)
                     break
                 eager = False
                 if self._watching:
@@ -226,7 +254,19 @@ class Flusher:
                     self._watching = False
         if helper:
             self._start_helper()
+        elif self._unwatched_since:
+            self._buffer.set_alarm(1)
         return batch
+
+    def _hand_over_watch(self, batch: Batch) -> bool:
+        # True: a new thread is needed. Called with the lock held.
+        if self._watching or self._helpers_starting:
+            return False
+        if self._idle or batch.size >= self._batch_size or self._last_was_slow:
+            return self._call_help()
+        if len(self._senders) < self._max_in_flight:
+            self._unwatched_since.append(self._runtime.monotonic())
+        return False
 
     def _is_over(self) -> bool:
         return self._stopped or (self._retiring and self._buffer.is_drained)
@@ -267,15 +307,15 @@ class Flusher:
     def _set_alarm(self) -> float | None:
         # The alarm is set first and the buffer looked at afterwards: see there why no event can
         # slip in between. When the look shows that it was the wrong alarm, once more.
-        alarm = 1
+        empty = True
         while True:
-            self._buffer.set_alarm(alarm)
+            self._buffer.set_alarm(1 if empty else self._full())
             with self._changed:
                 seconds = 0.0 if self._is_over() else self._due_in(eager=False)
-            if (seconds is None) == (alarm == 1):
+            if seconds == 0 or (seconds is None) == empty:
                 break
-            alarm = self._full() if alarm == 1 else 1
-        if len(self._buffer) >= alarm > 1:
+            empty = seconds is None
+        if not empty and len(self._buffer) >= self._full():
             # A full batch waits for a busy sender to take it: no need to hear of further events.
             self._buffer.unset_alarm()
         return seconds
@@ -299,11 +339,14 @@ class Flusher:
         return max(0.0, self._last_pull_at + _HELP_AFTER_SECONDS - self._runtime.monotonic())
 
     def _until_old(self) -> float:
-        recorded_at = self._buffer.oldest_recorded_at
-        if recorded_at is None:
-            return self._flush_interval_seconds
-        # The wall clock may have been set: an age is believed between zero and the interval only.
-        age = max(0.0, self._runtime.clock.time() - recorded_at)
+        now = self._runtime.monotonic()
+        position = self._buffer.taken_through()
+        if self._head_seen[0] != position:
+            self._head_seen = position, now
+        # The wall clock knows how old the event is, unless it was set; then, how long it has been
+        # first in line.
+        recorded_at = self._buffer.oldest_recorded_at or self._runtime.clock.time()
+        age = max(self._runtime.clock.time() - recorded_at, now - self._head_seen[1])
         return max(0.0, self._flush_interval_seconds - age)
 
     # -- flush and close -----------------------------------------------------------------------
@@ -324,8 +367,6 @@ class Flusher:
         def settled() -> bool:
             return self._buffer.settled_through() >= through
 
-        if self._nobody_sends and not self.called_from_sender:
-            self._work_here(settled, deadline)
         return self._wait_until(settled, deadline)
 
     def drain(self, deadline: float) -> None:
@@ -338,9 +379,11 @@ class Flusher:
             self._changed.notify()
         self._pace.close(deadline)
         self._set_to_work()
-        if self._nobody_sends and not self.called_from_sender:
-            self._work_here(lambda: self._buffer.is_drained, deadline)
-        self._wait_until(lambda: self._buffer.is_drained or bool(self._nobody_sends), deadline)
+        self._wait_until(lambda: self._buffer.is_drained, deadline)
+
+    def disown(self) -> None:
+        """In a child of `fork`: a thread that goes on in here belongs to the parent's work."""
+        self._stopped = True
 
     def retire(self) -> bool:
         """Send what waits without anybody waiting for it, then end. True: there is nothing left.
@@ -384,23 +427,47 @@ class Flusher:
     def _wait_until(self, done: Callable[[], bool], deadline: float | None) -> bool:
         if self.called_from_sender:
             return done()  # waiting for ourselves would last for ever
-        with self._progress:
-            while not done():
-                left = None if deadline is None else deadline - self._runtime.monotonic()
-                if self._stopped or (left is not None and left <= 0):
-                    return False
-                self._progress.wait(left)
+        if self._nobody_sends and not done():
+            self._work_here(done, deadline)
+        while not done():
+            left = None if deadline is None else deadline - self._runtime.monotonic()
+            if self._stopped or (left is not None and left <= 0):
+                return done()
+            if self._nobody_sends:
+                if self._closing:
+                    return done()  # no sender sees a chance any more
+                self._set_to_work()  # the last one died
+                left = min(left or _START_AGAIN_SECONDS, _START_AGAIN_SECONDS)
+            with self._progress:
+                if not done():
+                    self._progress.wait(left)
         return True
 
     def _work_here(self, done: Callable[[], bool], deadline: float | None) -> None:
         # No thread can be started any more: the caller's own time is all there is.
-        work = self._open_work()
         try:
-            with self._pace.until(deadline):
-                while not done() and (batch := self._buffer.take(self._batch_size)):
-                    work.process(batch)
-                    if batch.size:
-                        self._buffer.give_back(batch)
-                        return
+            self._nobody_sends.pop()
+        except IndexError:
+            return  # another caller does it, and tells us
+        try:
+            work = self._open_work()
+            try:
+                with self._pace.until(deadline):
+                    self._work_until(done, work)
+            finally:
+                work.close()
+        except Exception as error:  # noqa: BLE001 - as in a sender thread
+            self._on_death(error)
         finally:
-            work.close()
+            self._nobody_sends.append(True)
+            self._tell_progress()
+
+    def _work_until(self, done: Callable[[], bool], work: Work) -> None:
+        while not done() and (batch := self._buffer.take(self._batch_size)):
+            try:
+                work.process(batch)
+            finally:
+                if batch.size:
+                    self._buffer.give_back(batch)
+            if batch.size:
+                return

@@ -12,6 +12,7 @@ workers. It does not run on SIGTERM without a handler, after `os._exit`, and in 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -127,10 +128,11 @@ def _close_all() -> None:
     ends = [
         (pipeline, now + pipeline.shutdown_timeout_seconds) for pipeline in list(_state.pipelines)
     ]
-    for pipeline, deadline in ends:
-        pipeline.begin_close(deadline)
-    for pipeline, deadline in ends:
-        pipeline.finish_close(deadline)
+    with contextlib.ExitStack() as all_of_them:
+        for pipeline, deadline in ends:
+            # On the stack, because Ctrl-C in one must not keep the others from being accounted for.
+            all_of_them.callback(pipeline.finish_close, deadline)
+            pipeline.begin_close(deadline)
 
 
 def _after_fork_in_child() -> None:

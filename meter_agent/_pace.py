@@ -140,10 +140,15 @@ class Pace:
             self._changed.notify_all()
 
     def close(self, deadline: float) -> None:
-        """End every wait by *deadline* (monotonic seconds), after one more try without delay."""
+        """End every wait by *deadline* (monotonic seconds), after one more try without delay.
+
+        A later call can put the end off, but earns no further try: callbacks that close the agent
+        at each failure would otherwise make a storm of it.
+        """
         with self._changed:
-            self._deadline = deadline
-            self._resume_at = 0.0
+            if self._deadline is None:
+                self._resume_at = 0.0
+            self._deadline = max(deadline, self._deadline or deadline)
             self._changed.notify_all()
 
     @contextlib.contextmanager

@@ -78,6 +78,7 @@ class Pipeline:
     def _wire(self) -> None:
         config, runtime = self._config, self._runtime
         self._exit_arranged = False
+        self._retired = False
         self._final: Stats | None = None
         self._ending = False
         self._end = runtime.condition()
@@ -115,6 +116,8 @@ class Pipeline:
         if not self._exit_arranged:
             self._exit_arranged = True
             _lifecycle.arrange_child_exit()
+        if self._retired:
+            _lifecycle.register(self, handle_sigterm=False)
         self._flusher.wake()
 
     def _open_work(self) -> Work:
@@ -148,10 +151,11 @@ class Pipeline:
             stream=stream,
             sessions=self._sessions,
             pace=self._pace,
+            attempts=self._buffer,
             body_limit=self._body_limit,
             traffic=self._traffic,
             log=self._log,
-            on_error=self._on_error,
+            on_error=self._tell_error,
             resend_window_seconds=config.resend_window_seconds,
         )
         sender = Sender(
@@ -174,8 +178,15 @@ class Pipeline:
 
     def _flushing(self, record: Record) -> Record:
         # Made by an exit handler that ran after ours: no thread would be waited for any more.
+        deadline = self._runtime.monotonic() + self.shutdown_timeout_seconds
+
         def record_and_flush(*event: Any, **options: Any) -> bool:
-            return record(*event, **options) and self.flush(self.shutdown_timeout_seconds)
+            held = record(*event, **options)
+            if held and not self.flush(max(0.0, deadline - self._runtime.monotonic())):
+                # The budget of the exit is spent: account for what is left, take no more.
+                self.begin_close(deadline)
+                self.finish_close(deadline)
+            return held
 
         return record_and_flush
 
@@ -192,6 +203,8 @@ class Pipeline:
     def begin_close(self, deadline: float) -> None:
         """Let nothing more in and send what waits; `finish_close` waits for it."""
         self._notice_fork()
+        if self._flusher.called_from_sender and self._pace.seconds_left() is not None:
+            return  # a callback that closes at each failure does not earn more time each time
         self._buffer.refuse(DropReason.CLOSED)
         self._pace.close(deadline)
 
@@ -209,7 +222,13 @@ class Pipeline:
             first, self._ending = not self._ending, True
         if not first:
             return self._wait_for_end(deadline)
-        self._flusher.drain(deadline)
+        try:
+            self._flusher.drain(deadline)
+        finally:  # Ctrl-C ends the wait, not the accounting
+            final = self._end_now(deadline)
+        return final
+
+    def _end_now(self, deadline: float) -> Stats:
         self._flusher.stop()
         self._account_for_rest(deadline)
         with self._end:
@@ -222,15 +241,20 @@ class Pipeline:
         return self._final
 
     def retire(self) -> None:
-        """The `MeterAgent` was collected: send what waits, then end. Takes no lock that waits."""
+        """Nobody holds the `MeterAgent` any more, or another took its place: send, then rest.
+
+        An event that is recorded all the same is still sent. Takes no lock that waits: the garbage
+        collector calls this.
+        """
         if self._final is None:
-            self._buffer.refuse(DropReason.CLOSED)
+            self._retired = True
             if self._flusher.retire():
                 _lifecycle.unregister(self)
 
     def start_over_after_fork(self) -> None:
         """In a child of `fork`: forget the parent's events, threads, connections and session."""
         forget_unfinished()
+        self._flusher.disown()
         self._buffer.start_over_after_fork()
         self._wire()
 
@@ -315,6 +339,11 @@ class Pipeline:
         self._log.say(
             "meter_agent.sender_died", logging.ERROR, error=f"{type(error).__name__}: {error}"
         )
+
+    def _tell_error(self, error: MeterAgentError) -> None:
+        # An outage is when drops happen, and when no batch is begun that could report them.
+        self._tell_drops()
+        self._on_error(error)
 
     def _tell_drops(self) -> None:
         # Only what happens while the agent is open; the final line tells the rest.

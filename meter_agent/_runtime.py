@@ -104,7 +104,7 @@ class Runtime(Protocol):
         ...
 
     def condition(self) -> Condition:
-        """Return a condition with a plain, non-reentrant lock of its own."""
+        """Return a condition with a re-entrant lock of its own."""
         ...
 
     def reentrant_lock(self) -> ReentrantLock:
@@ -134,7 +134,8 @@ class _QueueDoorbell:
         self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def ring(self) -> None:
-        self._rings.put(None)
+        if self._rings.empty():
+            self._rings.put(None)
 
     def wait(self, timeout: float | None) -> bool:
         try:
@@ -168,7 +169,9 @@ class SystemRuntime:
         return int.from_bytes(os.urandom((bits + 7) // 8), "big") >> (-bits % 8)
 
     def condition(self) -> Condition:
-        return threading.Condition(threading.Lock())  # type: ignore[return-value]  # __exit__
+        # Re-entrant, for an application that calls `flush()` or `close()` in a signal handler which
+        # interrupted one of them in the same thread.
+        return threading.Condition(threading.RLock())  # type: ignore[return-value]  # __exit__
 
     def reentrant_lock(self) -> ReentrantLock:
         return threading.RLock()  # type: ignore[return-value]  # typeshed hides `_is_owned`

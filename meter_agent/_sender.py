@@ -67,7 +67,7 @@ class Sender:
                 valid.append(self._encoder.encode(event, identifier))
             except InvalidEventError as error:
                 letters.append(self._invalid(event, str(error)))
-            except Exception as error:  # noqa: BLE001 - an object that misbehaves when it is read
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - objects that misbehave
                 letters.append(self._invalid(event, f"it cannot be read: {type(error).__name__}"))
         self._keep(letters, count=lambda: self._buffer.freeze(batch, valid))
 
@@ -99,9 +99,9 @@ class Sender:
             message=rule,
             code=None,
             request_id=None,
-            recorded_at=format_timestamp(event[0]),
+            recorded_at=_format_anyhow(event[0]),
             attempted_at=None,
-            settled_at=format_timestamp(self._runtime.clock.time()),
+            settled_at=_format_anyhow(self._runtime.clock.time()),
         )
 
     def _letter(
@@ -116,3 +116,11 @@ class Sender:
             attempted_at=batch.sent_at,
             settled_at=self._runtime.clock.time(),
         )
+
+
+def _format_anyhow(unix_seconds: float) -> str:
+    # A host whose clock is far off makes its events invalid; their letters must be written still.
+    try:
+        return format_timestamp(unix_seconds)
+    except InvalidEventError:
+        return str(unix_seconds)

@@ -95,35 +95,42 @@ class MeterEventStream:
     def _exchange(self, url: str, body: bytes, secret: str, headers: Mapping[str, str]) -> Answer:
         headers = {**self._headers, "Authorization": f"Bearer {secret}", **headers}
         try:
-            reply = self._post(url, headers, body)
+            reply, posted_twice = self._post(url, headers, body)
         except TransportError as error:
             return Answer(
                 Verdict.RETRY,
                 message=_without(secret, f"{_host(url)}: {error}"),
                 maybe_accepted=error.maybe_accepted,
             )
-        if url == self._session_url:
-            said = reply.body
-        else:
-            said = reply.body.replace(secret.encode(), _REDACTED)
         answer = judge(
             reply.status,
             reply.headers,
-            said,
+            # Before anything of it is cut: half a secret is one as well.
+            reply.body.replace(secret.encode(), _REDACTED),
             host=_host(url),
             wall_time=self._runtime.clock.time(),
         )
-        return replace(answer, message=_without(secret, answer.message))
+        if posted_twice and answer.verdict is not Verdict.ACCEPTED:
+            return replace(answer, maybe_accepted=True)
+        return answer
 
-    def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        try:
+    def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> tuple[Reply, bool]:
+        # The second value: was it sent twice, the first time without an answer?
+        def post() -> Reply:
             return self._transport.post(url, headers, body, at_most_seconds=self._seconds_left())
+
+        try:
+            return post(), False
         except TransportError as error:
             if not error.stale:
                 raise
         # The server had closed a kept-alive connection before our request arrived. That says
         # nothing about its health, so once, at once, on a fresh connection (elastic/apm-agent#409).
-        return self._transport.post(url, headers, body, at_most_seconds=self._seconds_left())
+        try:
+            return post(), True
+        except TransportError as error:
+            error.maybe_accepted = True
+            raise
 
 
 def _for_session(answer: Answer) -> Answer:

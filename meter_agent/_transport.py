@@ -98,12 +98,16 @@ class Transport:
             response = self._connected().send(
                 request, stream=True, timeout=self._timeouts(at_most_seconds), **settings
             )
-            reply = self._read(response)
         except failures.RequestException as error:
             raise _explained(error, kept_alive=kept_alive) from None
+        except (OSError, ValueError) as error:
+            # Not a failure of the network, which requests would have wrapped: a CA bundle that is
+            # not there, for example.
+            raise TransportError(_short(error), maybe_accepted=False) from None
+        try:
+            reply = self._read(response)
         except (HTTPError, OSError, ValueError) as error:
-            # Reading from urllib3's response raises urllib3's errors, not requests'. ValueError: a
-            # status line or header that http.client cannot parse.
+            # Reading from urllib3's response raises urllib3's errors, not requests'.
             raise TransportError(
                 f"the answer broke off: {_short(error)}", maybe_accepted=True
             ) from None
@@ -189,9 +193,14 @@ def _explained(error: Exception, *, kept_alive: bool) -> TransportError:
 
     cause = error.args[0] if error.args else None
     cause = getattr(cause, "reason", None) or cause
-    never_left = isinstance(
-        error, failures.ConnectTimeout | failures.ProxyError | failures.InvalidURL
-    ) or isinstance(cause, causes.NewConnectionError | causes.NameResolutionError)
+    # urllib3 also calls it an error of the proxy when the connection through it breaks after the
+    # request was sent; only what lies underneath tells.
+    cause = getattr(cause, "original_error", None) or cause
+    never_left = (
+        isinstance(error, failures.ConnectTimeout | failures.InvalidURL)
+        or isinstance(cause, causes.NewConnectionError | causes.ConnectTimeoutError)
+        or "Tunnel connection failed" in str(cause)
+    )
     stale = kept_alive and isinstance(cause, causes.ProtocolError)
     return TransportError(
         f"{type(error).__name__}: {_short(cause or error)}",

@@ -67,6 +67,7 @@ class World:
             stream=stream,
             sessions=SessionCache(self.runtime, log=log),
             pace=self.pace,
+            attempts=self,
             body_limit=self.body_limit,
             traffic=self.traffic,
             log=log,
@@ -88,6 +89,14 @@ class World:
         batch.open = events
         batch.oldest_timestamp = min(event.timestamp for event in events)
         return batch
+
+    def begin_attempt(self, batch: Batch) -> bool:
+        now = self.runtime.clock.time(), self.runtime.monotonic()
+        batch.attempted_at = batch.attempted_at or now
+        return not batch.abandoned
+
+    def forget_attempt(self, batch: Batch) -> None:
+        batch.attempted_at = None
 
     def settle(
         self,
