@@ -106,6 +106,7 @@ class Flusher:
         # same reason as above.
         self._unwatched_since: deque[float] = deque()
         self._head_seen = -1, 0.0
+        self._working_here: int | None = None
         self._flush_through = 0
         self._closing = False
         self._retiring = False
@@ -193,12 +194,11 @@ class Flusher:
             self._nobody_sends.append(True)
             # Nobody listens any more: the next `record()` must look up and start a sender.
             self._buffer.set_alarm(1)
-            if self._closing or self._stopped:
-                pass
-            elif not self._buffer.is_drained:
+            if self._buffer.is_drained:
+                if self._retiring:
+                    self._on_retired()
+            elif not (self._closing or self._stopped):
                 self.wake()
-            elif self._retiring:
-                self._on_retired()
         self._tell_progress()
 
     def _put_off_next_start(self) -> None:
@@ -353,8 +353,14 @@ class Flusher:
 
     @property
     def called_from_sender(self) -> bool:
-        """Whether this is one of our own threads, in a callback of the application."""
-        return self._runtime.thread_id() in self._senders
+        """Whether this thread is sending just now, and the application calls from a callback."""
+        me = self._runtime.thread_id()
+        return me in self._senders or me == self._working_here
+
+    @property
+    def closing(self) -> bool:
+        """Whether `drain()` has begun."""
+        return self._closing
 
     def flush(self, timeout: float | None) -> bool:
         """Send what waits; True when everything recorded before the call is settled."""
@@ -429,19 +435,35 @@ class Flusher:
             return done()  # waiting for ourselves would last for ever
         if self._nobody_sends and not done():
             self._work_here(done, deadline)
-        while not done():
-            left = None if deadline is None else deadline - self._runtime.monotonic()
-            if self._stopped or (left is not None and left <= 0):
+        while not self._wait_while_somebody_sends(done, deadline):
+            if self._stopped or self._closing or self._is_past(deadline):
                 return done()
+            # The last sender has died, or none could be started, and there is still time.
+            self.wake()
             if self._nobody_sends:
-                if self._closing:
-                    return done()  # no sender sees a chance any more
-                self._set_to_work()  # the last one died
-                left = min(left or _START_AGAIN_SECONDS, _START_AGAIN_SECONDS)
-            with self._progress:
-                if not done():
-                    self._progress.wait(left)
+                self._work_here(done, deadline)
+            self._pause(done, deadline)
         return True
+
+    def _pause(self, done: Callable[[], bool], deadline: float | None) -> None:
+        # Senders that die again and again are not to be replaced in a hot loop.
+        with self._progress:
+            if self._nobody_sends and not done() and not self._is_past(deadline):
+                left = float("inf") if deadline is None else deadline - self._runtime.monotonic()
+                self._progress.wait(min(left, _START_AGAIN_SECONDS))
+
+    def _wait_while_somebody_sends(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        with self._progress:
+            while not done():
+                if self._stopped or self._nobody_sends or self._is_past(deadline):
+                    return False
+                self._progress.wait(
+                    None if deadline is None else deadline - self._runtime.monotonic()
+                )
+        return True
+
+    def _is_past(self, deadline: float | None) -> bool:
+        return deadline is not None and self._runtime.monotonic() >= deadline
 
     def _work_here(self, done: Callable[[], bool], deadline: float | None) -> None:
         # No thread can be started any more: the caller's own time is all there is.
@@ -449,6 +471,7 @@ class Flusher:
             self._nobody_sends.pop()
         except IndexError:
             return  # another caller does it, and tells us
+        self._working_here = self._runtime.thread_id()
         try:
             work = self._open_work()
             try:
@@ -459,6 +482,7 @@ class Flusher:
         except Exception as error:  # noqa: BLE001 - as in a sender thread
             self._on_death(error)
         finally:
+            self._working_here = None
             self._nobody_sends.append(True)
             self._tell_progress()
 

@@ -68,6 +68,7 @@ class Pace:
         self._not_before = 0.0
         self._probing: Ticket | None = None
         self._deadline: float | None = None
+        self._caller_deadline: float | None = None
 
     def admit(self, events: int) -> Ticket | None:
         """Wait for the turn of a request with *events*; None when the agent closes first."""
@@ -77,7 +78,7 @@ class Pace:
             try:
                 while True:
                     now = self._runtime.monotonic()
-                    left = None if self._deadline is None else self._deadline - now
+                    left = self.seconds_left()
                     if left is not None and left <= 0:
                         return None
                     wait = self._seconds_to_turn(place, events, now)
@@ -117,7 +118,7 @@ class Pace:
             if ticket.failures_seen == self._failures_total:
                 self._failures += 1
                 self._failures_total += 1
-                self._resume_at = now + self._back_off_seconds(slowly, now)
+                self._resume_at = now + self._back_off_seconds(slowly)
             floor = max(at_least_seconds, _SLOWLY_SECONDS if slowly else 0.0)
             self._not_before = max(self._not_before, now + floor)
             self._changed.notify_all()
@@ -154,17 +155,21 @@ class Pace:
     @contextlib.contextmanager
     def until(self, deadline: float | None) -> Iterator[None]:
         """Give up by *deadline* within the block, for a caller who sends in its own thread."""
-        before = self._deadline
-        if deadline is not None:
-            self._deadline = deadline if before is None else min(before, deadline)
+        self._caller_deadline = deadline
         try:
             yield
         finally:
-            self._deadline = before
+            self._caller_deadline = None
+
+    @property
+    def closing(self) -> bool:
+        """Whether `close()` has set an end."""
+        return self._deadline is not None
 
     def seconds_left(self) -> float | None:
-        """How long a request may still take; None while the agent is open."""
-        return None if self._deadline is None else self._deadline - self._runtime.monotonic()
+        """How long a request may still take; None while nothing presses."""
+        ends = [end for end in (self._deadline, self._caller_deadline) if end is not None]
+        return min(ends) - self._runtime.monotonic() if ends else None
 
     def _seconds_to_turn(self, place: object, events: int, now: float) -> float | None:
         # None: not before somebody else gives way, who then notifies.
@@ -191,14 +196,15 @@ class Pace:
         if self._probing is ticket:
             self._probing = None
 
-    def _back_off_seconds(self, slowly: bool, now: float) -> float:
+    def _back_off_seconds(self, slowly: bool) -> float:
         doublings = min(self._failures - 1, 30)
         if slowly:
             seconds = min(self._max_seconds, _SLOWLY_SECONDS * 2.0**doublings)
         else:
             bound = min(self._max_seconds, self._base_seconds * 2.0**doublings)
             seconds = self._runtime.random() * bound
-        if self._deadline is not None:
+        left = self.seconds_left()
+        if left is not None:
             # The last moments: rather try once too often than sleep through them.
-            seconds = min(seconds, max(_BUCKET_SECONDS, (self._deadline - now) / 4))
+            seconds = min(seconds, max(_BUCKET_SECONDS, left / 4))
         return seconds

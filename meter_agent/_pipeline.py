@@ -203,8 +203,8 @@ class Pipeline:
     def begin_close(self, deadline: float) -> None:
         """Let nothing more in and send what waits; `finish_close` waits for it."""
         self._notice_fork()
-        if self._flusher.called_from_sender and self._pace.seconds_left() is not None:
-            return  # a callback that closes at each failure does not earn more time each time
+        if self._flusher.called_from_sender and self._pace.closing:
+            return
         self._buffer.refuse(DropReason.CLOSED)
         self._pace.close(deadline)
 
@@ -215,8 +215,11 @@ class Pipeline:
         """
         if self._flusher.called_from_sender:
             # A callback of the application closes the agent from within our own thread: the rest
-            # goes out behind it, and the exit of the process waits for that.
-            self._flusher.drain(deadline)
+            # goes out behind it, the threads end, and the exit of the process waits for that.
+            # A callback that closes at each failure does not earn more time each time.
+            if not self._flusher.closing:
+                self._flusher.drain(deadline)
+                self._flusher.retire()
             return self._read_stats()
         with self._end:
             first, self._ending = not self._ending, True

@@ -853,3 +853,213 @@ def test_no_secret_appears_in_logs_reprs_errors_letters_or_statistics(
     assert "thisisverysecret" not in heard
     for token in tokens:
         assert token not in heard
+
+
+# -- what an attack on the agent found -----------------------------------------------------------
+
+
+def wait_until(agent: MeterAgent, done: Any) -> bool:
+    return agent._pipeline._flusher._wait_until(done, time.monotonic() + 20)
+
+
+@pytest.mark.parametrize("setting", ["batch_size", "buffer_events"])
+def test_a_batch_of_one_leaves_the_watcher_asleep_while_another_sender_is_busy(
+    make_agent: MakeAgent, sandbox: Sandbox, setting: str
+) -> None:
+    inside, release = threading.Event(), threading.Event()
+
+    def hold(_seconds: float) -> None:
+        inside.set()
+        assert release.wait(20)
+
+    sandbox.add_fault(Fault("delay", seconds=1.0, times=1))
+    agent = make_agent(sleep=hold, overflow="block", **{setting: 1})
+    agent.record("tokens", "cus_1")
+    assert inside.wait(20)
+    assert agent.record("tokens", "cus_2")
+    assert wait_until(agent, lambda: agent.stats().delivered == 1)
+    release.set()
+    assert agent.close(20).delivered == 2
+
+
+def test_what_close_has_dropped_is_not_sent_by_a_thread_that_was_waiting_for_a_session(
+    make_agent: MakeAgent, sandbox: Sandbox
+) -> None:
+    inside, release = threading.Event(), threading.Event()
+
+    def hold(_seconds: float) -> None:
+        inside.set()
+        assert release.wait(20)
+
+    sandbox.add_fault(Fault("delay", on="session", seconds=1.0, times=1))
+    agent = make_agent(sleep=hold)
+    agent.record("tokens", "cus_1")
+    assert inside.wait(20)
+    threads = sender_threads()
+    assert agent.close(0.1).dropped == {"shutdown": 1}
+    release.set()
+    for thread in threads:
+        thread.join(20)
+    assert sandbox.totals()["accepted"] == 0
+
+
+def test_a_small_batch_that_hangs_does_not_hold_up_the_events_behind_it(
+    make_agent: MakeAgent, sandbox: Sandbox
+) -> None:
+    inside, release = threading.Event(), threading.Event()
+
+    def hold(_seconds: float) -> None:
+        inside.set()
+        assert release.wait(20)
+
+    sandbox.add_fault(Fault("delay", seconds=1.0, times=1))
+    agent = make_agent(sleep=hold)
+    agent.record("tokens", "cus_1")
+    assert inside.wait(20)
+    for _ in range(100):
+        agent.record("tokens", "cus_2")
+    assert wait_until(agent, lambda: agent.stats().delivered == 100)
+    release.set()
+    assert agent.close(20).delivered == 101
+
+
+def test_a_wall_clock_that_is_set_back_does_not_keep_events_from_leaving(
+    make_agent: MakeAgent, sandbox: Sandbox
+) -> None:
+    agent = make_agent(flush_interval_seconds=0.1)
+    with freeze_time("2026-11-21T12:00:00Z", auto_tick_seconds=0) as clock:
+        sandbox.advance(time.time() - sandbox.now())
+        agent.record("tokens", "cus_1")
+        clock.tick(-30)
+        assert wait_until(agent, lambda: agent.stats().delivered == 1)
+
+
+def test_a_callback_that_closes_at_every_failure_makes_no_storm(
+    make_agent: MakeAgent, sandbox: Sandbox
+) -> None:
+    agent: MeterAgent
+
+    def on_error(_error: MeterAgentError) -> None:
+        agent.close(0.3)
+
+    sandbox.add_fault(Fault("status", status=503))
+    agent = make_agent(on_error=on_error, retry_base_seconds=0.5, retry_max_seconds=30.0)
+    agent.record("tokens", "cus_1")
+    assert wait_until(agent, lambda: agent.stats().requests > 0)
+    assert not agent.flush()
+    assert len(sandbox.requests) < 20
+    assert agent.close(0.1).uncertain == 1
+
+
+def test_an_agent_closed_by_a_callback_ends_its_threads(make_agent: MakeAgent) -> None:
+    agent: MeterAgent
+    agent = make_agent(on_dead_letter=lambda _letter: agent.close(20))
+    agent.record("tokens", "cus_1", True)
+    assert agent.flush(20)
+    for thread in sender_threads():
+        thread.join(20)
+    assert not sender_threads()
+    assert agent._pipeline not in _lifecycle._state.pipelines
+
+
+def test_ctrl_c_during_close_ends_the_wait_and_not_the_accounting(
+    make_agent: MakeAgent, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.add_fault(Fault("status", status=503))
+    agent = make_agent()
+    agent.record("tokens", "cus_1")
+
+    def interrupted(_deadline: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(agent._pipeline._flusher, "drain", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        agent.close(20)
+    final = agent.close(20)
+    assert (final.buffered, final.in_flight) == (0, 0)
+    assert final.uncertain + final.dropped_total == 1
+    assert final.balanced
+
+
+def test_drops_during_an_outage_are_logged_during_the_outage(
+    make_agent: MakeAgent, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed, dropped, told = threading.Event(), threading.Event(), threading.Event()
+
+    def on_error(_error: MeterAgentError) -> None:
+        failed.set()
+        if dropped.is_set():
+            told.set()
+
+    sandbox.add_fault(Fault("status", status=503))
+    agent = make_agent(buffer_events=10, max_in_flight=1, on_error=on_error)
+    agent.record("tokens", "cus_1")
+    assert failed.wait(20)
+    for _ in range(100):
+        agent.record("tokens", "cus_1")
+    dropped.set()
+    assert told.wait(20)
+    assert "meter_agent.events_dropped" in caplog.messages
+
+
+@pytest.mark.parametrize("call", ["flush", "close"])
+def test_a_signal_handler_of_the_application_may_flush_and_close(
+    make_agent: MakeAgent, call: str
+) -> None:
+    agent = make_agent()
+    agent.record("tokens", "cus_1")
+    with agent._pipeline._flusher._progress:
+        # As the handler would run that interrupted `flush()` where it waits, in the same thread.
+        assert getattr(agent, call)(20)
+    assert agent.stats().delivered == 1
+
+
+def test_times_beyond_all_limits_are_as_long_as_it_takes(make_agent: MakeAgent) -> None:
+    agent = make_agent()
+    agent.record("tokens", "cus_1")
+    assert agent.flush(float("inf"))
+    assert agent.close(1e300).delivered == 1
+
+
+def test_a_clock_before_1970_makes_letters_and_not_dead_senders(
+    make_agent: MakeAgent, caplog: pytest.LogCaptureFixture
+) -> None:
+    letters: list[DeadLetter] = []
+    agent = make_agent(on_dead_letter=letters.append)
+    agent._pipeline._buffer._events.append((-5.0, "tokens", "cus_1", 1, None, None, None))
+    agent.record("tokens", "cus_1")
+    assert agent.flush(20)
+    assert [letter.recorded_at for letter in letters] == ["-5.0"]
+    assert "meter_agent.sender_died" not in caplog.messages
+
+
+def test_senders_that_die_again_are_replaced_as_soon_as_somebody_waits(
+    make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from meter_agent._delivery import Delivery
+
+    deliver = Delivery.deliver
+    deaths = [1, 2, 3]
+
+    def die(self: Delivery, *arguments: Any) -> None:
+        if deaths:
+            deaths.pop()
+            raise TypeError("injected")
+        deliver(self, *arguments)
+
+    monkeypatch.setattr(Delivery, "deliver", die)
+    agent = make_agent()
+    agent.record("tokens", "cus_1")
+    assert agent.flush(20)
+    assert agent.stats().delivered == 1
+
+
+def test_an_event_is_sent_although_its_agent_was_retired_while_it_was_recorded(
+    make_agent: MakeAgent, sandbox: Sandbox
+) -> None:
+    agent = make_agent()
+    agent._pipeline.retire()
+    assert agent._pipeline not in _lifecycle._state.pipelines
+    assert agent.record("tokens", "cus_1")
+    assert agent.flush(20)
+    assert sandbox.totals()["accepted"] == 1

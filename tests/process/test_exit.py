@@ -127,6 +127,26 @@ def test_the_first_event_in_an_exit_handler_that_runs_after_ours_is_delivered(
     assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "1"}, "late": {"cus_1": "1"}}
 
 
+def test_events_of_late_exit_handlers_share_one_budget_and_are_accounted_for(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    sandbox.add_fault(Fault("status", status=503))
+    done = run(
+        """
+        import atexit
+        def late():
+            agent = MeterAgent(sandbox_url=URL, shutdown_timeout_seconds=0.5)
+            began = time.monotonic()
+            print([agent.record("late", "cus_1") for _ in range(4)])
+            print(time.monotonic() - began < 1.5, agent.stats().balanced, agent.stats().in_flight)
+        atexit.register(late)
+        MeterAgent(sandbox_url=URL).close()
+        """,
+        server.url,
+    )
+    assert done.stdout.splitlines() == ["[True, False, False, False]", "True True 0"]
+
+
 def test_sigterm_without_a_handler_kills_as_ever(server: SandboxServer) -> None:
     process = start(
         """

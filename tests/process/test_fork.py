@@ -160,6 +160,37 @@ def test_a_fork_that_no_python_hook_sees_is_noticed_by_the_first_record(
     assert customers(sandbox) == {"parent": 2, "child": 1}
 
 
+def test_threads_of_a_child_that_no_hook_saw_lose_none_of_their_first_events(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    done = run(
+        """
+        import ctypes
+        libc = ctypes.PyDLL(None)
+        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60)
+        for n in range(5):
+            child = libc.fork()  # from a single thread: nothing has been recorded here yet
+            if not child:
+                sys.setswitchinterval(1e-6)
+                together = threading.Barrier(8)
+                def record():
+                    together.wait()
+                    assert agent.record("tokens", "child")
+                threads = [threading.Thread(target=record) for _ in range(8)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                os._exit(agent.close(20).delivered != 8)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """,
+        server.url,
+        forks=True,
+    )
+    assert done.returncode == 0
+    assert customers(sandbox) == {"child": 40}
+
+
 def test_a_child_opens_connections_and_a_session_of_its_own(
     sandbox: Sandbox, server: SandboxServer
 ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from meter_agent._answer import Verdict
+from meter_agent._answer import Answer, Verdict
 from meter_agent._ledger import Traffic
 from meter_agent._runtime import SystemRuntime
 from meter_agent._stream import MeterEventStream
@@ -115,8 +115,9 @@ def test_the_environment_can_name_a_ca_bundle(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nonexistent/ca.pem")
-    with pytest.raises(TransportError, match=r"/nonexistent/ca\.pem"):
+    with pytest.raises(TransportError, match=r"/nonexistent/ca\.pem") as raised:
         post(transport, "https://127.0.0.1:1/")
+    assert not raised.value.maybe_accepted
 
 
 def test_a_refused_connection_was_surely_not_accepted(transport: Transport) -> None:
@@ -307,6 +308,68 @@ def test_a_server_that_repeats_a_secret_does_not_get_it_into_the_message(
         assert "the_token" not in stream.send("the_token", [b"{}"]).message
         session = stream.open_session()
         assert "sk_test_key" not in repr(session)
+
+
+def test_a_secret_at_the_place_where_the_message_is_cut_does_not_leak_either(
+    transport: Transport,
+) -> None:
+    def echo(connection: socket.socket, _request: bytes) -> None:
+        words = b"x" * 295 + b"sk_test_key and the_token"
+        answer(connection, b'{"error":{"message":"' + words + b'"}}', "400 No")
+
+    with listening(echo) as server:
+        stream = stream_to(server, transport, Traffic())
+        session = stream.open_session()
+        assert isinstance(session, Answer)
+        assert "sk_te" not in session.message
+
+
+def test_a_lost_answer_is_not_forgotten_by_the_free_retry_behind_it(
+    transport: Transport,
+) -> None:
+    seen: list[bytes] = []
+
+    def lose_then_limit(connection: socket.socket, request: bytes) -> None:
+        seen.append(request)
+        if len(seen) == 1:
+            answer(connection)
+        elif len(seen) == 2:
+            reset(connection)  # it may have been taken in
+        else:
+            answer(connection, b"{}", "429 Slow down")
+
+    with listening(lose_then_limit) as server:
+        stream = stream_to(server, transport, Traffic())
+        stream.send("token", [b"{}"])
+        limited = stream.send("token", [b"{}"])
+    assert limited.verdict is Verdict.RATE_LIMITED
+    assert limited.maybe_accepted
+
+
+def test_an_answer_lost_behind_a_proxy_may_have_been_accepted(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listening(lambda connection, _: connection.close()) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with pytest.raises(TransportError) as raised:
+            post(transport, "http://stripe.invalid/v2/x")
+        assert len(proxy.requests) == 1
+    assert raised.value.maybe_accepted
+
+
+def test_a_proxy_that_cannot_be_reached_surely_passed_nothing_on(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(TransportError) as raised:
+        post(transport, "http://stripe.invalid/v2/x")
+    assert not raised.value.maybe_accepted
 
 
 def test_the_idempotency_key_depends_on_the_body_alone(transport: Transport) -> None:
