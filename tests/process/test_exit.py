@@ -187,19 +187,17 @@ def test_a_second_sigterm_kills_at_once(sandbox: Sandbox, server: SandboxServer)
         """
         agent = MeterAgent(sandbox_url=URL, handle_sigterm=True, shutdown_timeout_seconds=60)
         agent.record("tokens", "cus_1")
-        def report(signum, frame):
-            print("alive")
-        signal.signal(signal.SIGUSR1, report)
         print("ready")
-        while True:
-            time.sleep(1)
+        while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            time.sleep(0.001)
+        print("draining")  # two signals that arrive together would count as one
+        time.sleep(60)
         """,
         server.url,
     )
     wait_for(process, "ready")
     process.terminate()
-    process.send_signal(signal.SIGUSR1)
-    wait_for(process, "alive")
+    wait_for(process, "draining")
     began = time.monotonic()
     process.terminate()
     assert finish(process).returncode == -signal.SIGTERM
