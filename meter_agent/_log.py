@@ -48,10 +48,18 @@ class EventLog:
         self._next_at: dict[tuple[str, str], float] = {}
         self._held_back: dict[tuple[str, str], int] = {}
         self._silent = False
+        self._writing = 0
 
-    def fall_silent(self) -> None:
-        """Say nothing more: the last word is somebody else's."""
-        self._silent = True
+    def fall_silent(self, deadline: float) -> None:
+        """Say nothing more: the last word is somebody else's.
+
+        A line that another thread is just writing is waited for until *deadline* (monotonic
+        seconds), so that it does not come after that word.
+        """
+        with self._lock:
+            self._silent = True
+            while self._writing and (left := deadline - self._runtime.monotonic()) > 0:
+                self._lock.wait(left)
 
     def say(
         self, event: str, /, level: int = logging.WARNING, *, key: str = "", **fields: Any
@@ -64,11 +72,17 @@ class EventLog:
         """
         with self._lock:
             held_back = None if self._silent else self._due(event, key)
+            self._writing += held_back is not None
         if held_back is None:
             return False
         if held_back:
             fields["held_back"] = held_back
-        write(event, level, **fields)
+        try:
+            write(event, level, **fields)
+        finally:
+            with self._lock:
+                self._writing -= 1
+                self._lock.notify_all()
         return True
 
     def _due(self, event: str, key: str) -> int | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline"]
 
 _ANNOUNCE_SECONDS = 0.2
+_LAST_LINE_SECONDS = 0.4
 
 
 class Pipeline:
@@ -239,7 +240,7 @@ class Pipeline:
             self._end.notify_all()
         _lifecycle.unregister(self)
         # A thread that is still in a request has nothing to add to what was counted.
-        self._log.fall_silent()
+        self._log.fall_silent(min(deadline, self._runtime.monotonic()) + _LAST_LINE_SECONDS)
         self._tell_end(self._final)
         return self._final
 

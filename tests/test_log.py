@@ -6,6 +6,8 @@ import logging
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import structlog
 
 import meter_agent
 from meter_agent._log import LOG_EVENTS, EventLog, write
+from meter_agent._runtime import SystemRuntime
 from tests.virtual import VirtualRuntime
 
 
@@ -86,3 +89,33 @@ def test_every_log_event_in_the_code_is_listed_and_every_listed_one_is_used() ->
         for name in re.findall(r'"(meter_agent\.[a-z_]+)"', path.read_text(encoding="utf-8"))
     }
     assert used == set(LOG_EVENTS)
+
+
+def test_the_last_word_waits_for_a_line_that_another_thread_is_just_writing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = EventLog(SystemRuntime())
+    inside, release = threading.Event(), threading.Event()
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            inside.set()
+            assert release.wait(20)
+
+    handler = Slow()
+    logging.getLogger("meter_agent").addHandler(handler)
+    try:
+        writer = threading.Thread(target=log.say, args=("meter_agent.request_failed",))
+        writer.start()
+        assert inside.wait(20)
+        log.fall_silent(time.monotonic() + 0.05)
+        assert log._writing == 1, "a handler that blocks is waited for until the deadline only"
+        releaser = threading.Timer(0.05, release.set)
+        releaser.start()
+        log.fall_silent(time.monotonic() + 20)
+        assert log._writing == 0
+        assert not log.say("meter_agent.batch_split")
+    finally:
+        release.set()
+        logging.getLogger("meter_agent").removeHandler(handler)
+        writer.join()
