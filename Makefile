@@ -16,17 +16,22 @@ PIP_INSTALL = -m pip install --disable-pip-version-check -qq
 RUN = .venv/bin/python -m
 # More for pytest: make test PYTEST="-x -k spool"
 PYTEST ?=
+# More simulated worlds: make sim SEEDS=20000; one of them again: make sim SEED=7
+SEEDS ?= 3000
+SEED ?=
 
 # Processes started by tests write their share of the coverage here too, wherever they run.
 export COVERAGE_FILE = $(CURDIR)/.coverage
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-all lint docs bench clean
+.PHONY: help demo test test-all sim mutants lint docs bench clean
 
 help:
 	@echo "make demo      replay real usage into a local Stripe and compare the books"
 	@echo "make test      run the tests, with branch coverage"
 	@echo "make test-all  run the tests on each of $(VERSIONS) that is here"
+	@echo "make sim       try more simulated worlds: SEEDS=20000, or one again: SEED=7"
+	@echo "make mutants   break the code in many ways and see the tests fail"
 	@echo "make lint      style, types, layers, generated pages"
 	@echo "make docs      build docs/_build/html"
 	@echo "make bench     measure the hot path"
@@ -59,6 +64,9 @@ lint: .venv/.stamp
 docs: .venv/.stamp-docs
 	@$(RUN) sphinx -q -W --keep-going -n docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+sim: .venv/.stamp
+	@$(RUN) tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 bench: .venv/.stamp-bench
 	@$(RUN) benchmarks.hot_path

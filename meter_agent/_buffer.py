@@ -62,7 +62,8 @@ class Batch:
 
     __slots__ = (
         "abandoned",
-        "attempted_at",
+        "attempted",
+        "claim",
         "events",
         "floor",
         "oldest_timestamp",
@@ -84,10 +85,13 @@ class Batch:
         self.open: list[MeterEvent] = []
         """The frozen events that are not settled yet."""
         self.oldest_timestamp = 0.0
-        self.sent_at: float | None = None
-        """Wall seconds of the first request, whatever came of it."""
-        self.attempted_at: tuple[float, float] | None = None
-        """Wall and monotonic seconds of the first request that Stripe may have accepted."""
+        self.sent_at: dict[int, float] = {}
+        """Wall seconds of the first request with each event (by `id`), whatever came of it."""
+        self.attempted: dict[int, tuple[float, float]] = {}
+        """Wall and monotonic seconds of the first request with each event (by `id`) that Stripe
+        may have accepted. Replaced and never changed, so that an earlier state can be kept."""
+        self.claim: tuple[int, Outcome] | None = None
+        """How many events a sender is just settling, and as what."""
         self.abandoned = False
         """Accounted for by `close()`; what a late answer says changes nothing any more."""
 
@@ -330,8 +334,10 @@ class RingBuffer:
         try:
             self._waiting.remove(bell)
         except ValueError:
-            # It was rung. Whoever waits behind us may find room as well, and only we know.
-            self._call_waiting(1)
+            # It was rung. Whoever waits behind us may find room as well, and only we know. Without
+            # room the two would ring each other for ever.
+            if len(self._events) < self._capacity:
+                self._call_waiting(1)
 
     def _open_door_if_room(self) -> None:
         if len(self._events) < self._nearly_full and self._refusal is None:
@@ -410,8 +416,8 @@ class RingBuffer:
         """Return the UUID of the event at *position*: the same one whenever it is asked."""
         return f"{self._prefix}{position:012x}"
 
-    def begin_attempt(self, batch: Batch) -> bool:
-        """Note that *batch* leaves now, before any byte of it does.
+    def begin_attempt(self, batch: Batch, part: Sequence[MeterEvent]) -> bool:
+        """Note that *part* of *batch* leaves now, before any byte of it does.
 
         False: it must not, because `close()` has accounted for it, or because this is a forked
         child that still runs a thread of its parent.
@@ -419,19 +425,31 @@ class RingBuffer:
         with self._lock:
             if batch.abandoned or batch not in self._in_flight:
                 return False
-            wall = self._runtime.clock.time()
-            batch.sent_at = batch.sent_at or wall
-            batch.attempted_at = batch.attempted_at or (wall, self._runtime.monotonic())
+            wall, ids = self._runtime.clock.time(), list(map(id, part))
+            batch.sent_at = dict.fromkeys(ids, wall) | batch.sent_at
+            now = wall, self._runtime.monotonic()
+            batch.attempted = dict.fromkeys(ids, now) | batch.attempted
             return True
 
-    def forget_attempt(self, batch: Batch) -> None:
-        """The only attempt so far was surely not accepted."""
+    def forget_attempt(self, batch: Batch, attempted: dict[int, tuple[float, float]]) -> None:
+        """The last attempt was surely not accepted: *attempted* is how it stood before."""
         with self._lock:
             if not batch.abandoned:
-                batch.attempted_at = None
+                batch.attempted = attempted
 
     def settle(self, batch: Batch, events: Sequence[MeterEvent], outcome: Outcome) -> bool:
         """Count *events* of *batch* as ended. False: `close()` had already accounted for them."""
+        with self._lock:
+            claimed = self.claim(batch, events, outcome)
+            self.settle_claim(batch)
+            return claimed
+
+    def claim(self, batch: Batch, events: Sequence[MeterEvent], outcome: Outcome) -> bool:
+        """Announce that *events* of *batch* end as *outcome*, to be counted by `settle_claim()`.
+
+        In between their letters are written. A `close()` that cannot wait for that counts them by
+        the claim. False: it had already accounted for them, and there is nothing to write.
+        """
         with self._lock:
             if batch.abandoned:
                 return False
@@ -440,11 +458,11 @@ class RingBuffer:
             else:
                 gone = set(map(id, events))
                 batch.open = [event for event in batch.open if id(event) not in gone]
-            self._count(batch, len(events), outcome)
+            batch.claim = len(events), outcome
             return True
 
     def freeze(self, batch: Batch, events: list[MeterEvent]) -> bool:
-        """Fix the bytes of *batch*; events not among *events* were invalid and end as dead letters.
+        """Fix the bytes of *batch*; what is not among *events* is invalid, and is claimed so.
 
         False: `close()` had already accounted for the batch.
         """
@@ -454,8 +472,15 @@ class RingBuffer:
             batch.events = None
             batch.open = events
             batch.oldest_timestamp = min((event.timestamp for event in events), default=0.0)
-            self._count(batch, batch.size - len(events), Outcome.DEAD_LETTERED)
+            batch.claim = batch.size - len(events), Outcome.DEAD_LETTERED
             return True
+
+    def settle_claim(self, batch: Batch) -> None:
+        """Count what was claimed."""
+        with self._lock:
+            if batch.claim is not None:
+                claim, batch.claim = batch.claim, None
+                self._count(batch, *claim)
 
     def _count(self, batch: Batch, count: int, outcome: Outcome) -> None:
         self._settled[outcome] += count
@@ -542,12 +567,13 @@ class RingBuffer:
             batches = list(self._in_flight)
             for batch in batches:
                 batch.abandoned = True
+                self.settle_claim(batch)
             return batches
 
-    def settle_abandoned(self, batch: Batch, outcome: Outcome) -> None:
-        """Count what was left open in an abandoned batch."""
+    def settle_abandoned(self, batch: Batch, count: int, outcome: Outcome) -> None:
+        """Count *count* of the events that were left open in an abandoned batch."""
         with self._lock:
-            self._count(batch, batch.size, outcome)
+            self._count(batch, count, outcome)
 
 
 def _wiped_on_fork() -> mmap.mmap | bytearray:

@@ -41,12 +41,12 @@ Settle = Callable[[Sequence[MeterEvent], Outcome, DeadLetterReason | None, Answe
 class Attempts(Protocol):
     """What the buffer keeps about attempts, under its lock, for `close()` to read."""
 
-    def begin_attempt(self, batch: Batch) -> bool:
-        """Note that *batch* leaves now; False when it must not any more."""
+    def begin_attempt(self, batch: Batch, part: Sequence[MeterEvent]) -> bool:
+        """Note that *part* of *batch* leaves now; False when it must not any more."""
         ...
 
-    def forget_attempt(self, batch: Batch) -> None:
-        """The attempt was surely not accepted."""
+    def forget_attempt(self, batch: Batch, attempted: dict[int, tuple[float, float]]) -> None:
+        """The attempt was surely not accepted; *attempted* is how it stood before."""
         ...
 
 
@@ -138,6 +138,8 @@ class Delivery:
                 return
             if answer.verdict is Verdict.TOO_OLD:
                 parts.append(part)
+            elif answer.verdict is Verdict.RESEND_WINDOW_OVER:
+                parts.append(self._set_aside_too_late(batch, part, answer, settle))
             elif answer.verdict in _REFUSED and len(part) > 1:
                 parts.extend(self._halves(part, answer))
             else:
@@ -162,7 +164,7 @@ class Delivery:
         elif answer.verdict is Verdict.REJECTED or (
             # A refusal of what an event says holds for every attempt. One of its size does not:
             # an earlier attempt may have taken a path without that limit.
-            answer.verdict is Verdict.TOO_LARGE and batch.attempted_at is None
+            answer.verdict is Verdict.TOO_LARGE and not _attempted(batch, part)
         ):
             settle(part, Outcome.DEAD_LETTERED, DeadLetterReason.REJECTED, answer)
         else:
@@ -189,11 +191,20 @@ class Delivery:
         if batch.oldest_timestamp >= horizon:
             return part
         too_old = [event for event in part if event.timestamp < horizon]
-        if too_old and batch.attempted_at is None:
-            settle(too_old, Outcome.DEAD_LETTERED, DeadLetterReason.TOO_OLD, None)
-        elif too_old:
-            settle(too_old, Outcome.UNCERTAIN, DeadLetterReason.UNCERTAIN, None)
-        return [event for event in part if event.timestamp >= horizon]
+        uncertain = _attempted(batch, too_old)
+        never_sent = _without(too_old, uncertain)
+        if never_sent:
+            settle(never_sent, Outcome.DEAD_LETTERED, DeadLetterReason.TOO_OLD, None)
+        if uncertain:
+            settle(uncertain, Outcome.UNCERTAIN, DeadLetterReason.UNCERTAIN, None)
+        return _without(part, too_old)
+
+    def _set_aside_too_late(
+        self, batch: Batch, part: list[MeterEvent], answer: Answer, settle: Settle
+    ) -> list[MeterEvent]:
+        late = self._past_window(batch, part)
+        settle(late, Outcome.UNCERTAIN, DeadLetterReason.UNCERTAIN, answer)
+        return _without(part, late)
 
     def _horizon(self) -> float:
         return self._runtime.clock.time() - TIMESTAMP_PAST_SECONDS_MAX
@@ -231,6 +242,8 @@ class Delivery:
         token = self._sessions.token(self._stream.open_session)
         if isinstance(token, Answer):
             return token, False
+        if too_late := self._too_late(batch, part):
+            return too_late, True  # opening the session took its time
         answer = self._send(batch, part, token)
         if answer is None:
             return None, True
@@ -244,31 +257,35 @@ class Delivery:
         return answer, self._refused_tokens_in_a_row == 1
 
     def _send(self, batch: Batch, part: list[MeterEvent], token: str) -> Answer | None:
-        first_attempt = batch.attempted_at is None
-        if not self._attempts.begin_attempt(batch):
+        attempted = batch.attempted
+        if not self._attempts.begin_attempt(batch, part):
             return None
         answer = self._stream.send(token, [event.body for event in part])
         if answer.verdict is Verdict.ACCEPTED:
             self._traffic.last_success_at = self._runtime.clock.time()
-        if first_attempt and not answer.maybe_accepted:
-            self._attempts.forget_attempt(batch)
+        if not _may_hold(answer, part):
+            self._attempts.forget_attempt(batch, attempted)
         return answer
 
     def _too_late(self, batch: Batch, part: list[MeterEvent]) -> Answer | None:
-        # Asked after the wait for the turn, which may have been long.
-        if self._window_is_over(batch):
+        # Asked after each wait, which may have been long: for the turn, for a session.
+        if self._past_window(batch, part):
             return _window_over(self._resend_window_seconds)
         horizon = self._horizon()
         if batch.oldest_timestamp < horizon and any(event.timestamp < horizon for event in part):
             return Answer(Verdict.TOO_OLD)
         return None
 
-    def _window_is_over(self, batch: Batch) -> bool:
-        if batch.attempted_at is None:
-            return False
-        wall, monotonic = batch.attempted_at
-        elapsed = max(self._runtime.clock.time() - wall, self._runtime.monotonic() - monotonic)
-        return elapsed >= self._resend_window_seconds
+    def _past_window(self, batch: Batch, part: list[MeterEvent]) -> list[MeterEvent]:
+        if not batch.attempted:
+            return []
+        wall, monotonic = self._runtime.clock.time(), self._runtime.monotonic()
+
+        def is_past(event: MeterEvent) -> bool:
+            began = batch.attempted[id(event)]
+            return max(wall - began[0], monotonic - began[1]) >= self._resend_window_seconds
+
+        return [event for event in _attempted(batch, part) if is_past(event)]
 
     def _after_failure(self, state: RetryCallState) -> None:
         # tenacity calls this after an attempt that will be made again: outside every lock.
@@ -294,6 +311,23 @@ _REFUSED = frozenset({Verdict.REJECTED, Verdict.TOO_LARGE, Verdict.DUPLICATE})
 
 def _again(answer: Answer) -> bool:
     return answer.verdict in SAME_BYTES_AGAIN
+
+
+def _may_hold(answer: Answer, part: list[MeterEvent]) -> bool:
+    # Whether Stripe may have events of *part* after this answer.
+    if answer.verdict is Verdict.REJECTED:
+        # Whether it takes in the good events of a request that it refuses is not known.
+        return len(part) > 1
+    return answer.maybe_accepted or answer.verdict in {Verdict.ACCEPTED, Verdict.DUPLICATE}
+
+
+def _attempted(batch: Batch, part: list[MeterEvent]) -> list[MeterEvent]:
+    return [event for event in part if id(event) in batch.attempted]
+
+
+def _without(part: list[MeterEvent], others: list[MeterEvent]) -> list[MeterEvent]:
+    ids = set(map(id, others))
+    return [event for event in part if id(event) not in ids]
 
 
 def _window_over(window_seconds: float) -> Answer:

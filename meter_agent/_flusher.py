@@ -94,6 +94,7 @@ class Flusher:
         self._nobody_sends = deque([True])
         self._start_again_at = 0.0
         self._died_at = float("-inf")
+        self._threadless = False
         self._changed = runtime.condition()
         self._senders: set[int] = set()
         self._helpers_starting = 0
@@ -156,7 +157,9 @@ class Flusher:
         except RuntimeError:
             # The interpreter is shutting down (cpython#113964), or out of threads. `flush()` and
             # `close()` then do the work in the calling thread.
+            self._threadless = True
             return False
+        self._threadless = False
         return True
 
     # -- a sender thread -----------------------------------------------------------------------
@@ -433,14 +436,14 @@ class Flusher:
     def _wait_until(self, done: Callable[[], bool], deadline: float | None) -> bool:
         if self.called_from_sender:
             return done()  # waiting for ourselves would last for ever
-        if self._nobody_sends and not done():
+        if self._threadless and not done():
             self._work_here(done, deadline)
         while not self._wait_while_somebody_sends(done, deadline):
             if self._stopped or self._closing or self._is_past(deadline):
                 return done()
             # The last sender has died, or none could be started, and there is still time.
             self.wake()
-            if self._nobody_sends:
+            if self._threadless:
                 self._work_here(done, deadline)
             self._pause(done, deadline)
         return True

@@ -281,13 +281,13 @@ class Pipeline:
         self._buffer.seal()
         now = self._runtime.clock.time()
         for batch in self._buffer.abandon():
-            if batch.attempted_at is None:
-                self._buffer.settle_abandoned(batch, Outcome.SHUTDOWN)
-                continue
-            letters = [_unanswered(event, batch.sent_at, now) for event in batch.open]
+            unanswered = [event for event in batch.open if id(event) in batch.attempted]
+            never_sent = batch.size - len(unanswered)
+            self._buffer.settle_abandoned(batch, never_sent, Outcome.SHUTDOWN)
+            letters = [_unanswered(event, batch.sent_at[id(event)], now) for event in unanswered]
             for letter in letters:
                 self._letters.write(letter)
-            self._buffer.settle_abandoned(batch, Outcome.UNCERTAIN)
+            self._buffer.settle_abandoned(batch, len(unanswered), Outcome.UNCERTAIN)
             for letter in letters:
                 # The file comes first, because this may have to stop: a slow callback is not
                 # allowed to hold up the exit.
@@ -380,7 +380,7 @@ class Pipeline:
             self._log.say("meter_agent.unknown_setting", key=name, variable=name, nearest=nearest)
 
 
-def _unanswered(event: MeterEvent, sent_at: float | None, wall_time: float) -> DeadLetter:
+def _unanswered(event: MeterEvent, sent_at: float, wall_time: float) -> DeadLetter:
     return letter_of(
         event,
         DeadLetterReason.UNCERTAIN,

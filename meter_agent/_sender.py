@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from meter_agent._answer import Answer
@@ -69,7 +69,8 @@ class Sender:
                 letters.append(self._invalid(event, str(error)))
             except (Exception, SystemExit) as error:  # noqa: BLE001 - objects that misbehave
                 letters.append(self._invalid(event, f"it cannot be read: {type(error).__name__}"))
-        self._keep(letters, count=lambda: self._buffer.freeze(batch, valid))
+        if self._buffer.freeze(batch, valid):
+            self._keep(batch, letters)
 
     def _settle(
         self,
@@ -79,18 +80,21 @@ class Sender:
         reason: DeadLetterReason | None,
         answer: Answer | None,
     ) -> None:
-        if batch.abandoned:
-            return  # `close()` has accounted for it; a second letter would contradict the first
-        letters = [self._letter(batch, event, reason, answer) for event in part] if reason else []
-        self._keep(letters, count=lambda: self._buffer.settle(batch, part, outcome))
+        if reason is None:
+            self._buffer.settle(batch, part, outcome)
+        elif self._buffer.claim(batch, part, outcome):
+            self._keep(batch, [self._letter(batch, event, reason, answer) for event in part])
 
-    def _keep(self, letters: list[DeadLetter], count: Callable[[], bool]) -> None:
-        # Counted last: when `flush()` or `close()` says that an event is settled, its letter is in
-        # the file and the callback has seen it. A crash in between costs a letter twice, none lost.
-        for letter in letters:
-            self._letters.write(letter)
-            self._letters.announce(letter)
-        count()
+    def _keep(self, batch: Batch, letters: list[DeadLetter]) -> None:
+        # Counted last: when `flush()` says that an event is settled, its letter is in the file and
+        # the callback has seen it. The file first, because a callback may take its time.
+        try:
+            for letter in letters:
+                self._letters.write(letter)
+            for letter in letters:
+                self._letters.announce(letter)
+        finally:
+            self._buffer.settle_claim(batch)
 
     def _invalid(self, event: Any, rule: str) -> DeadLetter:
         return DeadLetter(
@@ -113,7 +117,7 @@ class Sender:
             message=answer.message if answer else "its timestamp is more than 35 days back",
             code=answer.code if answer else None,
             request_id=answer.request_id if answer else None,
-            attempted_at=batch.sent_at,
+            attempted_at=batch.sent_at.get(id(event)),
             settled_at=self._runtime.clock.time(),
         )
 

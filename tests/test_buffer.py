@@ -371,13 +371,41 @@ def test_a_late_answer_cannot_change_an_account_that_close_has_made() -> None:
     freeze(buffer, frozen)
     assert buffer.abandon() == [frozen, raw]
     for batch in (frozen, raw):
-        buffer.settle_abandoned(batch, Outcome.UNCERTAIN)
+        buffer.settle_abandoned(batch, batch.size, Outcome.UNCERTAIN)
     assert not buffer.settle(frozen, frozen.open, Outcome.DELIVERED)
     assert not buffer.freeze(raw, [])
     counts = buffer.counts()
     assert counts.settled[Outcome.UNCERTAIN] == 2
     assert counts.settled[Outcome.DELIVERED] == counts.in_flight == 0
     assert balanced(buffer)
+
+
+def test_what_is_being_settled_when_the_agent_closes_is_counted_by_its_claim() -> None:
+    buffer, _ = make_buffer()
+    for _ in range(3):
+        buffer.recorder()("tokens", "cus_1")
+    batch = buffer.take(3)
+    assert batch is not None
+    freeze(buffer, batch)
+    assert buffer.claim(batch, batch.open[:1], Outcome.DEAD_LETTERED)
+    buffer.abandon()
+    assert (batch.size, len(batch.open)) == (2, 2)
+    buffer.settle_claim(batch)
+    counts = buffer.counts()
+    assert (counts.settled[Outcome.DEAD_LETTERED], counts.in_flight) == (1, 2)
+    assert balanced(buffer)
+
+
+def test_callers_that_wait_for_a_place_do_not_ring_each_other_without_one() -> None:
+    runtime = VirtualRuntime()
+    buffer, _ = make_buffer(runtime, capacity=1)
+    buffer.recorder()("tokens", "cus_1")
+    mine, other = runtime.doorbell(), runtime.doorbell()
+    buffer._waiting.append(other)
+    buffer._take_down(mine)
+    assert other.rung == 0
+    assert buffer.take(1) is not None
+    assert other.rung == 1
 
 
 def test_the_oldest_event_is_found_among_waiting_taken_and_frozen_ones() -> None:

@@ -90,13 +90,13 @@ class World:
         batch.oldest_timestamp = min(event.timestamp for event in events)
         return batch
 
-    def begin_attempt(self, batch: Batch) -> bool:
+    def begin_attempt(self, batch: Batch, part: Sequence[MeterEvent]) -> bool:
         now = self.runtime.clock.time(), self.runtime.monotonic()
-        batch.attempted_at = batch.attempted_at or now
+        batch.attempted = dict.fromkeys(map(id, part), now) | batch.attempted
         return not batch.abandoned
 
-    def forget_attempt(self, batch: Batch) -> None:
-        batch.attempted_at = None
+    def forget_attempt(self, batch: Batch, attempted: dict[int, tuple[float, float]]) -> None:
+        batch.attempted = attempted
 
     def settle(
         self,
@@ -245,7 +245,7 @@ def test_a_wrong_key_is_asked_about_slowly_and_nothing_is_dropped() -> None:
     world.delivery.deliver(batch, world.settle)
     assert world.settled == []
     assert len(batch.open) == 100
-    assert batch.attempted_at is None
+    assert not batch.attempted
     assert len(world.sandbox.requests) <= 60
     assert all(isinstance(error, AuthenticationError) for error in world.errors)
 
@@ -360,7 +360,7 @@ def test_closing_leaves_what_is_unsent_in_the_batch(world: World) -> None:
     batch = world.deliver(10)
     assert world.settled == []
     assert len(batch.open) == 10
-    assert batch.attempted_at is not None
+    assert len(batch.attempted) == 10
     assert world.runtime.monotonic() <= 1005.0
 
 
@@ -420,3 +420,38 @@ def test_whatever_the_server_does_every_event_ends_once_and_is_billed_at_most_on
     assert len(world.sandbox.ledger()) == len(ledger)
     billed = sum(Decimal(entry["value"]) for entry in ledger.values())
     assert billed == sum(int(identifier[-4:]) for identifier in ledger)
+
+
+def test_only_the_part_that_was_sent_may_have_been_accepted(world: World) -> None:
+    world.sandbox.max_body_bytes = 1000
+    world.sandbox.add_fault(Fault("status", status=413, times=1))
+    world.sandbox.add_fault(Fault("status", status=503))
+    world.pace.close(world.runtime.monotonic() + 5.0)
+    batch = world.deliver(4)
+    assert [id(event) for event in batch.open[:2]] == list(batch.attempted)
+
+
+def test_a_refused_batch_may_have_been_taken_in_but_for_the_bad_event(world: World) -> None:
+    world.sandbox.add_fault(Fault("status", status=400, times=1))
+    world.sandbox.add_fault(Fault("status", status=429))
+    world.pace.close(world.runtime.monotonic() + 5.0)
+    batch = world.deliver(4)
+    assert len(batch.open) == len(batch.attempted) == 4
+
+
+def test_an_accepted_batch_stays_attempted_until_it_is_counted(world: World) -> None:
+    batch = world.batch(4)
+    seen: list[int] = []
+    world.delivery.deliver(batch, lambda *settled: seen.append(len(batch.attempted)))
+    assert seen == [4]
+
+
+def test_nothing_is_sent_again_when_the_session_took_longer_than_the_window(world: World) -> None:
+    expired = "billing_meter_event_session_expired"
+    world.sandbox.add_fault(Fault("delay", on="session", seconds=29.0))
+    world.sandbox.add_fault(Fault("reset", when="after", times=1))
+    world.sandbox.add_fault(Fault("status", status=401, code=expired, times=1))
+    world.delivery._resend_window_seconds = 20.0
+    world.deliver(1)
+    assert world.outcomes() == {Outcome.UNCERTAIN: 1}
+    assert len(world.stream_requests()) == 2

@@ -1,0 +1,447 @@
+"""One seed, one world: settings, machine, network, weather, and what the application does.
+
+Swarm style: each world switches most kinds of trouble off, so that the rare combinations are met
+undiluted (Groce et al., "Swarm Testing", 2012).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from meter_agent import Config, MeterAgent, Stats
+from meter_agent import _buffer as buffer_module
+from meter_agent._agent import build
+from meter_agent.sandbox import Fault, Sandbox
+from tests.simulation.books import Books
+from tests.simulation.network import Network, SimulatedAdapter
+from tests.simulation.runtime import START, SimulatedRuntime
+from tests.simulation.scheduler import BrokenPromiseError, Scheduler
+
+__all__ = ["World"]
+
+PACKAGE = Path(buffer_module.__file__).parent
+TRACED = frozenset(
+    str(PACKAGE / f"{name}.py")
+    for name in (
+        "_buffer",
+        "_delivery",
+        "_flusher",
+        "_log",
+        "_pace",
+        "_pipeline",
+        "_sender",
+        "_session",
+    )
+)
+STORM_SECONDS_MAX = 120.0
+IDLE_SECONDS = 600.0
+TICK_SECONDS = 0.05
+PATIENCE_SECONDS = 7200.0
+
+
+class World:
+    """Everything of one seed.
+
+    Args:
+        seed: Which world.
+        directory: For its dead-letter file.
+    """
+
+    def __init__(self, seed: int, directory: Path) -> None:
+        self.seed = seed
+        self.random = random = Random(seed)
+        self.heals = random.random() < 0.7
+        """Whether every trouble ends before the last close, which then has all the time."""
+        traced = random.random() < 0.35
+        stalls = random.random() < 0.15
+        self.scheduler = Scheduler(
+            random,
+            preempt=random.choice((0.02, 0.1, 0.4)) if not traced else random.choice((0.02, 0.1)),
+            stall=0.002 if stalls else 0.0,
+            stall_seconds_max=random.choice((0.01, 1.0)),
+            traced_files=TRACED if traced else frozenset(),
+            interrupt=self.interrupt if traced and random.random() < 0.5 else None,
+        )
+        self.lacks_threads = random.random() < 0.1
+        self.runtime = SimulatedRuntime(
+            self.scheduler, random, no_thread=0.3 if self.lacks_threads else 0.0
+        )
+        self.sandbox = Sandbox(
+            session_seconds=random.choice((2.0, 10.0, 900.0)),
+            duplicates=random.choice(("absorb", "absorb", "reject")),
+            batch_atomic=random.random() < 0.8,
+            expired_status=random.choice((400, 401)),
+            max_body_bytes=random.choice((1_000_000, 1_000_000, 1_500)),
+            time=lambda: START + self.scheduler.now,
+            seed=seed,
+        )
+        self.network = Network(
+            self.scheduler,
+            random,
+            self.sandbox,
+            latency_seconds_max=random.choice((0.0, 0.01, 0.2)),
+            lookup_seconds_max=0.0,
+        )
+        self.settings = self.draw_settings()
+        self.path = directory / f"{seed}.jsonl"
+        self.books = Books()
+        self.sandbox.add_fault(
+            Fault(
+                "poison",
+                predicate=lambda event: int(event["payload"]["value"]) in self.books.poison,
+            )
+        )
+        self.closed = False
+        self.is_stormy = True
+        self.meddlesome = random.random() < 0.2
+        self.poison_share = random.choice((0.0, 0.0, 0.02, 0.2))
+        self.invalid_share = random.choice((0.0, 0.05))
+        self.producers_running = 0
+        self.closers_running = 0
+
+    def draw_settings(self) -> dict[str, Any]:
+        random = self.random
+        return {
+            "sandbox_url": "http://127.0.0.1:1",
+            # Room for the places under the lock, and for few or many before it.
+            "buffer_events": random.choice((1, 4, 20, 30, 200, 200)),
+            "overflow": random.choice(("drop_newest", "drop_newest", "drop_oldest", "block")),
+            "block_timeout_seconds": random.choice((0.0, 0.1, 5.0)),
+            "batch_size": random.choice((1, 3, 10, 20)),
+            "flush_interval_seconds": random.choice((0.01, 1.0, 1.0, 20.0)),
+            "max_in_flight": random.choice((1, 2, 4, 8)),
+            "max_events_per_second": random.choice((20.0, 10_000.0, 10_000.0)),
+            "read_timeout_seconds": random.choice((1.0, 30.0)),
+            "retry_base_seconds": random.choice((0.1, 0.5)),
+            "retry_max_seconds": random.choice((2.0, 30.0)),
+            "resend_window_seconds": random.choice((5.0, 60.0, 82_800.0, 82_800.0)),
+        }
+
+    # -- the application -----------------------------------------------------------------------
+
+    def play(self) -> None:
+        """The whole life of the world, as its main thread."""
+        self.agent: MeterAgent = build(
+            Config(**self.settings, dead_letter_file=self.path),
+            runtime=self.runtime,
+            open_adapter=lambda: SimulatedAdapter(self.network),
+            on_dead_letter=self.on_dead_letter,
+            on_error=self.on_error,
+        )
+        self.scheduler.start(self.weather, "weather")
+        for _ in range(self.random.choice((1, 2, 3))):
+            self.producers_running += 1
+            self.scheduler.start(self.produce, "producer")
+        self.scheduler.start(self.observe, "observer")
+        if self.random.random() < 0.5:
+            self.scheduler.start(self.flush_now_and_then, "flusher's caller")
+        closes_early = not self.heals and self.random.random() < 0.5
+        while not closes_early and (self.producers_running or (self.heals and self.is_stormy)):
+            self.scheduler.wait(1.0)
+        if closes_early:
+            self.scheduler.wait(self.random.random() * 10.0)
+            if self.random.random() < 0.3:
+                self.scheduler.start(self.close, "another closer")
+        elif self.heals:
+            self.recover()
+        self.close()
+        while self.producers_running or self.closers_running:
+            self.scheduler.wait(1.0)
+        self.leave()
+
+    def produce(self) -> None:
+        gap_seconds = self.random.choice((0.0, 0.0, 0.05, 1.0))
+        for _ in range(self.random.choice((3, 20, 50))):
+            self.record()
+            self.scheduler.wait(self.random.random() * gap_seconds)
+        self.producers_running -= 1
+
+    def record(self) -> None:
+        number = self.books.next_number()
+        kind = self.random.random()
+        name, poison = "requests", False
+        if kind < self.poison_share:
+            poison = True
+        elif kind < self.poison_share + self.invalid_share:
+            name = ""
+        self.books.begins(number, poison=poison, invalid=not name)
+        held = self.agent.record(name, "cus_1", number)
+        self.books.ends(number, held=held)
+        self.check_capacity()
+
+    def interrupt(self) -> None:
+        """A signal handler or `__del__` that records, in whatever task and line it comes."""
+        if self.producers_running and not self.closed and len(self.books.called) < 300:
+            if self.settings["overflow"] == "block":
+                # It may wait, and whom it interrupted waits with it, whatever lock that one holds.
+                self.scheduler.stall_for(self.settings["block_timeout_seconds"])
+            self.record()
+
+    def flush_now_and_then(self) -> None:
+        for _ in range(self.random.choice((1, 4))):
+            self.scheduler.wait(self.random.random() * 20.0)
+            timeout = self.random.choice((0.0, 0.5, 10.0, 60.0))
+            before = self.books.held_for_sure()
+            began = self.scheduler.now
+            settled = self.agent.flush(timeout)
+            self.check_budget("flush", began, timeout)
+            if settled:
+                self.check_settled(before)
+
+    def observe(self) -> None:
+        while not self.closed:
+            self.check_ledger(self.agent.stats())
+            self.check_capacity()
+            self.scheduler.wait(self.random.random() * 3.0)
+
+    def close(self) -> None:
+        self.closers_running += 1
+        timeout = PATIENCE_SECONDS if self.heals else self.random.choice((0.0, 0.3, 5.0))
+        began = self.scheduler.now
+        self.check_ledger(self.agent.close(timeout))
+        self.check_budget("close", began, timeout)
+        self.closed = True
+        self.closers_running -= 1
+
+    def recover(self) -> None:
+        """All trouble is over: what is held must arrive, and then all must be still."""
+        before = self.books.held_for_sure()
+        if not self.agent.flush(PATIENCE_SECONDS):
+            raise BrokenPromiseError(
+                f"not settled within {PATIENCE_SECONDS} s after the trouble ended"
+            )
+        self.check_settled(before)
+        if self.scheduler.interrupt is None:
+            self.check_idleness()
+
+    def on_dead_letter(self, letter: Any) -> None:
+        self.check_callback()
+        self.books.announced.append(self.books.number_of(letter.event))
+        if self.meddlesome:
+            self.meddle()
+
+    def on_error(self, error: Exception) -> None:
+        self.check_callback()
+        if self.meddlesome and self.random.random() < 0.2:
+            self.meddle()
+
+    def meddle(self) -> None:
+        action = self.random.choice(
+            (self.record_once, self.agent.stats, self.flush_briefly, self.throw)
+        )
+        action()
+
+    def record_once(self) -> None:
+        if len(self.books.called) < 300:
+            self.record()
+
+    def flush_briefly(self) -> None:
+        self.agent.flush(0.1)
+
+    def throw(self) -> None:
+        raise SystemExit(3)
+
+    # -- the weather ---------------------------------------------------------------------------
+
+    def weather(self) -> None:
+        """Trouble of a few kinds, for a while."""
+        kinds = [kind for kind in self.TROUBLE if self.random.random() < 0.25]
+        ends = self.scheduler.now + self.random.random() * STORM_SECONDS_MAX
+        while kinds and self.scheduler.now < ends and not self.closed:
+            self.scheduler.wait(self.random.random() * 5.0)
+            self.random.choice(kinds)(self)
+        if self.heals:
+            self.heal()
+        self.is_stormy = False
+
+    def heal(self) -> None:
+        self.network.down = False
+        self.network.lookup_seconds_max = 0.0
+        self.network.deadly = 0.0
+        self.runtime.no_thread = 0.0
+        poison = [fault for fault in self.sandbox.faults if fault.kind == "poison"]
+        self.sandbox.clear_faults()
+        for fault in poison:
+            self.sandbox.add_fault(fault)
+
+    def outage(self) -> None:
+        self.network.down = not self.network.down
+
+    def errors(self) -> None:
+        status = self.random.choice((500, 502, 503, 504, 408, 409, 425))
+        accept = status >= 500 and self.random.random() < 0.5
+        self.add("status", on="any", status=status, accept=accept)
+
+    def too_many(self) -> None:
+        wait = self.random.choice((None, "0", "3", "-1", "nonsense", "1e9", "nan"))
+        self.add("status", on="any", status=429, retry_after=wait)
+
+    def lost_answers(self) -> None:
+        self.add("reset", on="any", when=self.random.choice(("before", "after")))
+
+    def broken_answers(self) -> None:
+        self.add("truncate", on="any")
+
+    def hanging_answers(self) -> None:
+        self.add("hang", on="any", accept=self.random.random() < 0.5)
+
+    def slow_answers(self) -> None:
+        self.add("delay", on="any", seconds=self.random.choice((0.5, 5.0, 40.0)))
+
+    def revoked_sessions(self) -> None:
+        self.sandbox.revoke_sessions()
+
+    def revoked_at_once(self) -> None:
+        self.add("revoke")
+
+    def refused_key(self) -> None:
+        self.add("status", on="session", status=401, code="invalid_api_key")
+
+    def expired_grants(self) -> None:
+        body = {
+            "authentication_token": f"token_{self.random.getrandbits(40)}",
+            "created": "2020-01-01T00:00:00Z",
+            "expires_at": self.random.choice(
+                ("2020-01-01T00:00:00Z", "2019-01-01T00:00:00Z", "soon")
+            ),
+            "id": "mes_1",
+        }
+        self.add("status", on="session", status=200, body=json.dumps(body))
+
+    def clock_step(self) -> None:
+        # Not beyond what Stripe takes, which is 5 minutes ahead.
+        self.runtime.clock.step_seconds = self.random.choice((-3600.0, -5.0, 0.0, 5.0, 200.0))
+
+    def slow_lookups(self) -> None:
+        if self.lacks_threads:
+            return  # the caller sends by itself, and no timeout bounds a lookup
+        self.network.lookup_seconds_max = self.random.choice((0.0, 3.0, 90.0))
+
+    def dying_senders(self) -> None:
+        if not self.lacks_threads:
+            self.network.deadly = self.random.choice((0.0, 0.1, 0.5))
+
+    def add(self, kind: Any, **fields: Any) -> None:
+        times = self.random.choice((1, 1, 3, 10))
+        self.sandbox.add_fault(Fault(kind, times=times, **fields))
+
+    TROUBLE = (
+        outage,
+        errors,
+        too_many,
+        lost_answers,
+        broken_answers,
+        hanging_answers,
+        slow_answers,
+        revoked_sessions,
+        revoked_at_once,
+        refused_key,
+        expired_grants,
+        clock_step,
+        slow_lookups,
+        dying_senders,
+    )
+
+    # -- what must hold ------------------------------------------------------------------------
+
+    def check_ledger(self, stats: Stats) -> None:
+        if not stats.balanced:
+            raise BrokenPromiseError(f"the ledger does not add up: {stats}")
+
+    def check_capacity(self) -> None:
+        waiting = len(self.agent._pipeline._buffer)
+        if waiting > self.settings["buffer_events"]:
+            raise BrokenPromiseError(
+                f"{waiting} events wait, more than {self.settings['buffer_events']}"
+            )
+
+    def check_callback(self) -> None:
+        if self.scheduler._me().held and not self.scheduler._me().interrupted:
+            raise BrokenPromiseError("a callback was called with a lock in hand")
+        if self.books.final is not None:
+            raise BrokenPromiseError("a callback was called after the end")
+
+    def check_budget(self, name: str, began: float, timeout: float) -> None:
+        took = self.scheduler.now - began
+        if self.lacks_threads:
+            # The caller sends by itself. Connecting and reading have a timeout each.
+            timeout += 2 * self.network.latency_seconds_max
+        stalled = self.scheduler.stalled_since(began)
+        if took > timeout + stalled + TICK_SECONDS + (0.5 if stalled else 0.0):
+            raise BrokenPromiseError(
+                f"{name}({timeout}) took {took:.3f} s of which {stalled:.3f} stalled"
+            )
+
+    def check_settled(self, numbers: set[int]) -> None:
+        """`flush()` returned True: each of *numbers* has ended."""
+        billed = {int(row["value"]) for row in self.sandbox.ledger()}
+        missing = numbers - billed - set(self.letters())
+        dropped = self.agent.stats().dropped
+        given_up = dropped.get("shutdown", 0)
+        if self.settings["overflow"] == "drop_oldest":
+            given_up += dropped.get("overflow", 0)
+        if len(missing) > given_up:
+            raise BrokenPromiseError(f"flush() said True and {sorted(missing)} are not settled")
+
+    def check_idleness(self) -> None:
+        self.scheduler.wait(60.0)
+        self.scheduler._calm = True
+        wakes = sum(
+            task.wakes for task in self.scheduler.tasks if task.name == "meter-agent-sender"
+        )
+        requests = len(self.sandbox.requests)
+        self.scheduler.wait(IDLE_SECONDS)
+        again = sum(
+            task.wakes for task in self.scheduler.tasks if task.name == "meter-agent-sender"
+        )
+        self.scheduler._calm = False
+        if again != wakes or len(self.sandbox.requests) != requests:
+            raise BrokenPromiseError(f"an idle agent woke {again - wakes} times")
+
+    def letters(self) -> dict[int, str]:
+        """Number and reason of every dead letter in the file."""
+        letters: dict[int, str] = {}
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                letter = json.loads(line)
+                number = self.books.number_of(letter["event"])
+                if number in letters:
+                    raise BrokenPromiseError(f"event {number} has two dead letters")
+                letters[number] = letter["reason"]
+        return letters
+
+    def leave(self) -> None:
+        """The agent is closed and nobody records: the books are final."""
+        self.books.final = stats = self.agent.stats()
+        self.check_ledger(stats)
+        self.books.check(stats, self.letters(), self.sandbox.ledger())
+        self.check_pressure()
+        if self.heals:
+            self.check_recovered(stats)
+
+    def check_recovered(self, stats: Stats) -> None:
+        lost = {
+            reason: n for reason, n in stats.dropped.items() if reason not in {"overflow", "closed"}
+        }
+        if lost or stats.buffered or stats.in_flight:
+            raise BrokenPromiseError(
+                f"events were left behind by a close that had all the time: {stats}"
+            )
+        # A close that is pressed may catch a request between its note and the wire; this one not.
+        if never_sent := self.books.never_sent(self.letters(), self.network):
+            raise BrokenPromiseError(f"uncertain, and never sent: {never_sent}")
+
+    def check_pressure(self) -> None:
+        """No storm: what fails is not asked again and again."""
+        failed = self.network.failed_at
+        for first, later in zip(failed, failed[60:], strict=False):
+            if later - first < 1.0:
+                raise BrokenPromiseError(f"60 failing requests in {later - first:.2f} s")
+        window_seconds = self.settings["resend_window_seconds"]
+        if late := self.books.resent_too_late(self.network, self.sandbox.ledger(), window_seconds):
+            raise BrokenPromiseError(
+                f"sent again after the resend window of {window_seconds} s: {late}"
+            )
