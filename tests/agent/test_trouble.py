@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from meter_agent import (
-    Stats,
-)
+from meter_agent import Stats
 from meter_agent._delivery import Delivery
 from meter_agent.sandbox import Fault, Sandbox
-from tests.conftest import MakeAgent
+from tests.conftest import MakeAgent, sender_threads, wait_until
+from tests.virtual import ShiftedRuntime
 
 
 def test_a_sender_that_dies_is_replaced_and_its_batch_is_delivered_once(
@@ -116,3 +115,59 @@ def test_the_ledger_adds_up_at_every_moment_under_load(
     assert final.recorded == 16_000
     assert final.balanced
     assert sandbox.totals()["accepted"] == final.delivered
+
+
+class Death(BaseException):
+    """What no sender expects."""
+
+
+def test_the_next_record_replaces_a_sender_that_died_on_the_wire_and_its_batch_is_billed_once(
+    make_agent: MakeAgent, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    deaths = [Death(), Death()]
+
+    def die(_seconds: float) -> None:
+        raise deaths.pop()
+
+    # The server has taken the batch in when its sender dies.
+    sandbox.add_fault(Fault("delay", seconds=1.0, times=2))
+    runtime = ShiftedRuntime()
+    agent = make_agent(sleep=die, runtime=runtime)
+    agent.record("tokens", "cus_1", 40)
+    while deaths or sender_threads():
+        pass  # the first death is mended at once, the second one only after a second
+    stats = agent.stats()
+    assert (stats.delivered, stats.in_flight, stats.balanced) == (0, 1, True)
+    runtime.advance(2.0)
+    agent.record("tokens", "cus_1", 2)
+    assert wait_until(agent, lambda: agent.stats().delivered == 2)
+    assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "42"}}
+    assert sandbox.totals()["duplicates"] == 2
+    assert "meter_agent.sender_died" in caplog.messages
+
+
+def test_the_next_record_replaces_a_sender_that_died_in_its_sleep(
+    make_agent: MakeAgent, sandbox: Sandbox
+) -> None:
+    agent = make_agent()
+    agent.record("tokens", "cus_1")
+    assert agent.flush(20)
+    flusher = agent._pipeline._flusher
+    doorbell = flusher._doorbell
+
+    class Deadly:
+        def ring(self) -> None:
+            doorbell.ring()
+
+        def wait(self, timeout: float | None) -> bool:
+            flusher._doorbell = doorbell
+            raise Death
+
+    (thread,) = sender_threads()
+    flusher._doorbell = Deadly()
+    doorbell.ring()
+    thread.join(20)
+    assert not sender_threads()
+    agent.record("tokens", "cus_1")
+    assert wait_until(agent, lambda: agent.stats().delivered == 2)
+    assert sandbox.totals()["accepted"] == 2
