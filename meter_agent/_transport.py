@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response
@@ -92,8 +93,10 @@ class Transport:
         request.body = body
         request.headers.update(headers)
         request.headers["Content-Length"] = str(len(body))
-        kept_alive = url in self._kept_alive
-        self._kept_alive.discard(url)
+        # By host, as urllib3 keeps them: a sandbox has both endpoints on one connection.
+        host = urlsplit(url).netloc
+        kept_alive = host in self._kept_alive
+        self._kept_alive.discard(host)
         try:
             response = self._connected().send(
                 request, stream=True, timeout=self._timeouts(at_most_seconds), **settings
@@ -112,7 +115,7 @@ class Transport:
                 f"the answer broke off: {_short(error)}", maybe_accepted=True
             ) from None
         if "close" not in reply.headers.get("Connection", "").lower():
-            self._kept_alive.add(url)
+            self._kept_alive.add(host)
         return reply
 
     def close(self) -> None:
