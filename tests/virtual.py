@@ -131,3 +131,30 @@ class ShiftedRuntime(SystemRuntime):
 
     def advance(self, seconds: float) -> None:
         self._ahead_seconds += seconds
+
+
+class HastyRuntime(ShiftedRuntime):
+    """Real threads, but nobody waits longer than a moment for a time: the clocks go ahead instead.
+
+    A wait without an end is a real wait, so use `flush()` without a timeout.
+    """
+
+    _LONG_SECONDS = 0.25
+
+    def condition(self) -> Any:
+        return _HastyCondition(self)
+
+    def skip(self, timeout: float | None) -> bool:
+        if timeout is None or timeout < self._LONG_SECONDS:
+            return False
+        self.advance(timeout)
+        return True
+
+
+class _HastyCondition(threading.Condition):
+    def __init__(self, runtime: HastyRuntime) -> None:
+        super().__init__(threading.RLock())
+        self._runtime = runtime
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return not self._runtime.skip(timeout) and super().wait(timeout)
