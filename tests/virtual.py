@@ -134,21 +134,14 @@ class ShiftedRuntime(SystemRuntime):
 
 
 class HastyRuntime(ShiftedRuntime):
-    """Real threads, but nobody waits longer than a moment for a time: the clocks go ahead instead.
+    """Real threads, but nobody waits for a moment to come: the clocks go ahead to it instead.
 
-    A wait without an end is a real wait, so use `flush()` without a timeout.
+    A wait without an end is a real wait, so use `flush()` without a timeout; and before `close()`,
+    which would find its time over at once.
     """
-
-    _LONG_SECONDS = 0.25
 
     def condition(self) -> Any:
         return _HastyCondition(self)
-
-    def skip(self, timeout: float | None) -> bool:
-        if timeout is None or timeout < self._LONG_SECONDS:
-            return False
-        self.advance(timeout)
-        return True
 
 
 class _HastyCondition(threading.Condition):
@@ -157,4 +150,7 @@ class _HastyCondition(threading.Condition):
         self._runtime = runtime
 
     def wait(self, timeout: float | None = None) -> bool:
-        return not self._runtime.skip(timeout) and super().wait(timeout)
+        if timeout is None:
+            return super().wait()
+        self._runtime.advance(timeout)
+        return False

@@ -175,10 +175,11 @@ def test_a_redirect_is_not_followed_and_the_events_go_where_they_belong(
 
         front = Front(sandbox, redirect, redirect)
         with front.open() as server:
-            agent = real_agent(server.url)
+            agent = real_agent(server.url, flush_interval_seconds=60.0)
             record(agent, 10)
             assert agent.flush(20)
             final = agent.close(20)
         assert elsewhere.connections == 0
     assert_billed_once(sandbox, final, 10)
+    assert (final.requests, final.splits) == (3, 0)
     assert f"HTTP {status} from 127.0.0.1" in str(final.last_error)
