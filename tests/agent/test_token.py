@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -42,18 +43,32 @@ def sessions_asked(sandbox: Sandbox) -> list[float]:
 
 
 class Meeting(SandboxAdapter):
-    """Lets the first four batches pass only together, when all carry the same token."""
+    """Lets the first four batches pass only together, so that all carry the same token.
 
-    def __init__(self, sandbox: Sandbox, together: threading.Barrier, first: list[int]) -> None:
+    The renewal behind them is answered when the other three senders wait for it, or have not come
+    to wait for it within five seconds.
+    """
+
+    def __init__(self, sandbox: Sandbox, agents: list[MeterAgent]) -> None:
         super().__init__(sandbox)
-        self._together = together
-        self._first = first
+        self._agents = agents
+        self._together = threading.Barrier(4, action=sandbox.revoke_sessions)
+        self._batches = [1, 2, 3, 4]
+        self._met = False
 
     def send(self, request: requests.PreparedRequest, *args: Any, **settings: Any) -> Any:
-        if request.path_url != SESSION_PATH and self._first:
-            self._first.pop()
+        if request.path_url != SESSION_PATH and self._batches:
+            self._batches.pop()
             self._together.wait(20)
+        elif not self._batches:
+            self._wait_for_the_others()
         return super().send(request, *args, **settings)
+
+    def _wait_for_the_others(self) -> None:
+        condition: Any = self._agents[0]._pipeline._sessions._changed
+        deadline = time.monotonic() + 5
+        while not self._met and time.monotonic() < deadline:
+            self._met = len(condition._waiters) == 3
 
 
 @pytest.mark.parametrize("expired_status", [400, 401])
@@ -61,15 +76,14 @@ def test_four_senders_and_one_revocation_make_one_renewal_and_no_wait(
     agents: list[MeterAgent], expired_status: Literal[400, 401]
 ) -> None:
     sandbox = Sandbox(expired_status=expired_status)
-    together = threading.Barrier(4, action=sandbox.revoke_sessions)
-    first = [1, 2, 3, 4]
+    adapter = Meeting(sandbox, agents)
     settings = FAST | {
         "max_in_flight": 4,
         "retry_base_seconds": 3600.0,
         "retry_max_seconds": 3600.0,
         "flush_interval_seconds": 3600.0,
     }
-    agent = build(Config(**settings), open_adapter=lambda: Meeting(sandbox, together, first))
+    agent = build(Config(**settings), open_adapter=lambda: adapter)
     agents.append(agent)
     for _ in range(400):
         agent.record("tokens", "cus_1")
