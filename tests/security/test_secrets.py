@@ -98,11 +98,18 @@ def refuse_aloud(exchange: Exchange) -> None:
     exchange.say(401, json.dumps(body).encode())
 
 
-def speak_in_tongues(exchange: Exchange) -> None:
-    # Where it is cut, half of the token might be left.
-    words = "x" * 175 + exchange.headers["Authorization"]
-    exchange.connection.sendall(f"{words}\r\n\r\n".encode())
-    exchange.hang_up()
+def speak_in_tongues(padding: int) -> Behaviour:
+    """Repeat the secret in what is no HTTP, so that half of it is left where that is cut."""
+
+    def speak(exchange: Exchange) -> None:
+        words = "x" * padding + exchange.headers["Authorization"]
+        exchange.connection.sendall(f"{words}\r\n\r\n".encode())
+        exchange.hang_up()
+
+    return speak
+
+
+TONGUES = [speak_in_tongues(padding) for padding in range(60, 300, 15)]
 
 
 def reset_it(exchange: Exchange) -> None:
@@ -120,14 +127,13 @@ def test_no_secret_appears_in_logs_reprs_errors_letters_or_statistics(
     sandbox = Sandbox(api_keys={KEY})
     sandbox.add_fault(Fault("poison", match={"payload.value": "5"}))
     letters = tmp_path / "letters.jsonl"
-    asked: list[int] = []
+    trouble = [refuse_aloud, no_session_aloud, *TONGUES]
 
     def sessions(exchange: Exchange) -> None:
-        asked.append(1)
-        behave = {1: refuse_aloud, 2: speak_in_tongues, 3: no_session_aloud}
-        behave.get(len(asked), Exchange.serve)(exchange)
+        behave = trouble.pop(0) if trouble else Exchange.serve
+        behave(exchange)
 
-    script = (refuse_aloud, reset_it, speak_in_tongues, refuse_aloud)
+    script = (refuse_aloud, reset_it, *TONGUES, refuse_aloud)
     with two_hosts(sandbox, *script, for_sessions=sessions) as (api, events):
         agent = agent_of(
             api,
