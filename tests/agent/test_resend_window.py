@@ -36,10 +36,12 @@ def test_an_event_that_may_have_arrived_goes_to_the_file_after_the_window_and_ne
     letters: list[DeadLetter] = []
     path = tmp_path / "letters.jsonl"
     failures: list[MeterAgentError] = []
+    in_time: list[str] = []
 
     def on_error(error: MeterAgentError) -> None:
         failures.append(error)
         if len(failures) == 3:
+            in_time.extend(sent(sandbox))
             runtime.advance(WINDOW_SECONDS)
 
     agent = make_agent(
@@ -52,12 +54,13 @@ def test_an_event_that_may_have_arrived_goes_to_the_file_after_the_window_and_ne
     sandbox.add_fault(fault)
     agent.record("tokens", "cus_1", 5, identifier="doubtful")
     assert agent.flush(20)
-    assert sent(sandbox) == ["doubtful"] * 3
+    assert len(in_time) >= 3
+    assert sent(sandbox) == in_time
     sandbox.clear_faults()
     sandbox.advance(WINDOW_SECONDS)
     agent.record("tokens", "cus_1", 7, identifier="sure")
     final = agent.close(20)
-    assert sent(sandbox) == ["doubtful"] * 3 + ["sure"]
+    assert sent(sandbox) == [*in_time, "sure"]
     assert (final.uncertain, final.delivered, final.balanced) == (1, 1, True)
     (line,) = [json.loads(text) for text in path.read_text().splitlines()]
     assert (line["reason"], line["uncertain"]) == ("uncertain", True)
