@@ -76,7 +76,9 @@ def test_a_slow_server_is_met_by_several_requests_in_flight(
 ) -> None:
     together = threading.Barrier(4)
     sandbox.add_fault(Fault("delay", seconds=1.0))
-    agent = make_agent(max_in_flight=4, sleep=lambda _seconds: together.wait(20))
+    agent = make_agent(
+        max_in_flight=4, flush_interval_seconds=60.0, sleep=lambda _seconds: together.wait(20)
+    )
     for _ in range(800):
         agent.record("tokens", "cus_1")
     assert agent.close(30).delivered == 800

@@ -214,7 +214,7 @@ def test_the_key_goes_to_the_api_host_and_the_token_to_the_stream_host_also_afte
             exchange.say(status, b"", f"Location: {api.url}{exchange.path}")
 
         with two_hosts(sandbox, redirect, redirect, for_sessions=redirect_once) as (api, events):
-            agent = agent_of(api, events)
+            agent = agent_of(api, events, flush_interval_seconds=60.0)
             for n in range(10):
                 agent.record("tokens", "cus_1", n)
             assert agent.flush(20)
