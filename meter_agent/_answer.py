@@ -15,7 +15,7 @@ import enum
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from meter_agent.exceptions import (
@@ -105,8 +105,8 @@ class Answer:
     """Whether the events of the request may be at Stripe all the same."""
     slowly: bool = False
     """Ask again rarely: nothing suggests that it will be different soon."""
-    body: Mapping[str, Any] | None = None
-    """The JSON object of an accepted answer."""
+    body: Mapping[str, Any] | None = field(default=None, repr=False)
+    """The JSON object of an accepted answer; a session's holds its token."""
 
     def error(self) -> StreamError:
         """Return this answer as the exception that *on_error* gets."""

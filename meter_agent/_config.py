@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn
 
 from meter_agent._event import NAME_CHARACTERS_MAX, PayloadKeys, is_name
+from meter_agent._secret import Secret
 from meter_agent.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ __all__ = [
     "SETTINGS",
     "Config",
     "Kind",
-    "Secret",
     "Setting",
     "unknown_variables",
 ]
@@ -59,22 +59,11 @@ _HEADER_TEXT = re.compile(r"[!-~]{1,1000}")
 _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\.[a-z0-9_]+")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_KEY_KIND = re.compile(r"[srp]k_(?:org_)?(?:(?:test|live)_)?")
 # People paste keys into the wrong variable.
 _KEY_ANYWHERE = re.compile(r"([srp]k_(?:org_(?:(?:test|live)_)?|test_|live_))[\w-]+")
 _SECRETS_IN_URL = re.compile(r"(?<=['\"]).*@|(?<=[?#])[^'\"]+")
 _BOOLS = {"1": True, "true": True, "yes": True, "on": True}
 _BOOLS |= {"0": False, "false": False, "no": False, "off": False}
-
-
-class Secret(str):
-    """A str that tells its kind but not its content when it is printed as a part of something."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        kind = _KEY_KIND.match(self)
-        return f"'{kind.group() if kind else ''}***'"
 
 
 class Kind(NamedTuple):

@@ -15,6 +15,7 @@ from datetime import datetime
 from meter_agent._answer import Answer, Grant, Verdict, judge
 from meter_agent._ledger import Traffic
 from meter_agent._runtime import Runtime
+from meter_agent._secret import Secret
 from meter_agent._transport import Reply, Transport, TransportError
 from meter_agent._version import __version__
 
@@ -22,6 +23,7 @@ __all__ = ["MeterEventStream"]
 
 _USER_AGENT = f"meter-agent/{__version__}"
 _REDACTED = b"[secret]"
+_MESSAGE_CHARACTERS_MAX = 300
 
 
 class MeterEventStream:
@@ -93,13 +95,14 @@ class MeterEventStream:
         self._transport.close()
 
     def _exchange(self, url: str, body: bytes, secret: str, headers: Mapping[str, str]) -> Answer:
-        headers = {**self._headers, "Authorization": f"Bearer {secret}", **headers}
+        authorization = Secret(f"Bearer {secret}")
+        headers = {**self._headers, "Authorization": authorization, **headers}
         try:
             reply, posted_twice = self._post(url, headers, body)
         except TransportError as error:
             return Answer(
                 Verdict.RETRY,
-                message=_without(secret, f"{_host(url)}: {error}"),
+                message=_without(secret, f"{_host(url)}: {error}")[:_MESSAGE_CHARACTERS_MAX],
                 maybe_accepted=error.maybe_accepted,
             )
         answer = judge(
@@ -147,7 +150,7 @@ def _grant(body: Mapping[str, object]) -> Grant | None:
     token = body.get("authentication_token")
     if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
         return None
-    return Grant(token, _lifetime_seconds(body.get("created"), body.get("expires_at")))
+    return Grant(Secret(token), _lifetime_seconds(body.get("created"), body.get("expires_at")))
 
 
 def _lifetime_seconds(created: object, expires_at: object) -> float | None:

@@ -12,8 +12,9 @@ connection had been kept alive when it broke.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response
@@ -43,8 +44,8 @@ class Reply:
     """A complete answer; *body* holds at most 64 KiB of it."""
 
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)  # a session's holds its token
 
 
 class Transport:
@@ -92,8 +93,10 @@ class Transport:
         request.body = body
         request.headers.update(headers)
         request.headers["Content-Length"] = str(len(body))
-        kept_alive = url in self._kept_alive
-        self._kept_alive.discard(url)
+        # By host, as urllib3 keeps them: a sandbox has both endpoints on one connection.
+        host = urlsplit(url).netloc
+        kept_alive = host in self._kept_alive
+        self._kept_alive.discard(host)
         try:
             response = self._connected().send(
                 request, stream=True, timeout=self._timeouts(at_most_seconds), **settings
@@ -103,16 +106,14 @@ class Transport:
         except (OSError, ValueError) as error:
             # Not a failure of the network, which requests would have wrapped: a CA bundle that is
             # not there, for example.
-            raise TransportError(_short(error), maybe_accepted=False) from None
+            raise TransportError(str(error), maybe_accepted=False) from None
         try:
             reply = self._read(response)
         except (HTTPError, OSError, ValueError) as error:
             # Reading from urllib3's response raises urllib3's errors, not requests'.
-            raise TransportError(
-                f"the answer broke off: {_short(error)}", maybe_accepted=True
-            ) from None
+            raise TransportError(f"the answer broke off: {error}", maybe_accepted=True) from None
         if "close" not in reply.headers.get("Connection", "").lower():
-            self._kept_alive.add(url)
+            self._kept_alive.add(host)
         return reply
 
     def close(self) -> None:
@@ -203,11 +204,7 @@ def _explained(error: Exception, *, kept_alive: bool) -> TransportError:
     )
     stale = kept_alive and isinstance(cause, causes.ProtocolError)
     return TransportError(
-        f"{type(error).__name__}: {_short(cause or error)}",
+        f"{type(error).__name__}: {cause or error}",
         maybe_accepted=not never_left,
         stale=stale,
     )
-
-
-def _short(error: object) -> str:
-    return str(error)[:200]

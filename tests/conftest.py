@@ -83,6 +83,38 @@ def make_agent(sandbox: Sandbox) -> Iterator[MakeAgent]:
         agent.close(0)
 
 
+class Hold:
+    """A `sleep` for the sandbox that holds whoever waits there until it is released."""
+
+    def __init__(self) -> None:
+        self._inside = threading.Event()
+        self._released = threading.Event()
+
+    def __call__(self, _seconds: float) -> None:
+        self._inside.set()
+        assert self._released.wait(20)
+
+    def wait(self) -> None:
+        """Wait until somebody is held."""
+        assert self._inside.wait(20)
+
+    def release(self) -> None:
+        """Let go who is held, and hold nobody from now on."""
+        self._released.set()
+
+
+@pytest.fixture
+def hold() -> Iterator[Hold]:
+    made = Hold()
+    yield made
+    made.release()
+
+
+def wait_until(agent: MeterAgent, done: Callable[[], bool]) -> bool:
+    """Wait for what becomes true by the progress of the senders."""
+    return agent._pipeline._flusher._wait_until(done, time.monotonic() + 20)
+
+
 def sender_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "meter-agent-sender"]
 

@@ -15,6 +15,7 @@ from requests.structures import CaseInsensitiveDict
 
 from meter_agent import exceptions
 from meter_agent._answer import RETRY_AFTER_SECONDS_MAX, Answer, Verdict, judge, parse_retry_after
+from meter_agent._transport import Reply
 
 NOW = 1_795_000_000.0
 HTML = b"<html><body>oops</body></html>"
@@ -123,6 +124,12 @@ def test_an_answer_tells_status_host_code_words_and_request() -> None:
     assert answer.message == "HTTP 400 from stripe.test (invalid_fields): value is wrong"
     assert (answer.status, answer.code, answer.request_id) == (400, "invalid_fields", "req_1")
     assert "without a JSON body" in judged(503, HTML).message
+
+
+def test_an_answer_does_not_show_its_body_which_may_hold_a_token() -> None:
+    body = b'{"authentication_token":"hidden"}'
+    assert "hidden" not in repr(judged(200, body))
+    assert "hidden" not in repr(Reply(200, {"X-Token": "hidden"}, body))
 
 
 def test_what_the_server_says_is_cut_to_a_readable_length() -> None:

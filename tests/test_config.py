@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from docs import _generate
-from meter_agent._config import SANDBOX_API_KEY, SETTINGS, Config, Secret, unknown_variables
+from meter_agent._config import SANDBOX_API_KEY, SETTINGS, Config, unknown_variables
 from meter_agent._event import PayloadKeys
+from meter_agent._secret import Secret
 from meter_agent.exceptions import ConfigError
 
 KEY = "sk_test_51HsecretXYZ"

@@ -1,8 +1,9 @@
-"""A runtime of virtual time for one thread: whoever waits moves the clock."""
+"""Runtimes for tests: virtual time for one thread, and real time that can be set ahead."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -110,3 +111,46 @@ class VirtualRuntime(SystemRuntime):
     def advance(self, seconds: float) -> None:
         self.uptime += seconds
         self.wall_clock.wall += seconds
+
+
+class ShiftedRuntime(SystemRuntime):
+    """Real threads and real waits, on clocks that a test may set ahead."""
+
+    def __init__(self) -> None:
+        self._ahead_seconds = 0.0
+
+    @property
+    def clock(self) -> Any:
+        return self
+
+    def time(self) -> float:
+        return time.time() + self._ahead_seconds
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._ahead_seconds
+
+    def advance(self, seconds: float) -> None:
+        self._ahead_seconds += seconds
+
+
+class HastyRuntime(ShiftedRuntime):
+    """Real threads, but nobody waits for a moment to come: the clocks go ahead to it instead.
+
+    A wait without an end is a real wait, so use `flush()` without a timeout; and before `close()`,
+    which would find its time over at once.
+    """
+
+    def condition(self) -> Any:
+        return _HastyCondition(self)
+
+
+class _HastyCondition(threading.Condition):
+    def __init__(self, runtime: HastyRuntime) -> None:
+        super().__init__(threading.RLock())
+        self._runtime = runtime
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout is None:
+            return super().wait()
+        self._runtime.advance(timeout)
+        return False

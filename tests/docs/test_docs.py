@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import re
@@ -191,6 +192,60 @@ def test_each_guarantee_names_tests_that_exist(number: int) -> None:
     assert "Not promised" in section
     source = "".join((ROOT / file).read_text() for file in files)
     assert all(f"def {test}(" in source for test in tests)
+
+
+@pytest.mark.parametrize("page", ["guarantees.md", "security.md"])
+def test_every_place_of_tests_that_is_named_is_there_and_has_tests(page: str) -> None:
+    text = (DOCS / "explanation" / page).read_text()
+    folders = re.findall(r"`(tests/\w+)/`", text)
+    assert folders
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
+    assert all((ROOT / file).is_file() for file in re.findall(r"`(tests/[\w/]+\.py)`", text))
+
+
+def test_the_guarantees_name_every_folder_that_tests_the_agent() -> None:
+    text = (DOCS / "explanation" / "guarantees.md").read_text()
+    applications = {"cli", "docs", "sandbox"}
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")} - applications
+    assert {folder for folder in folders if f"`tests/{folder}/`" not in text} == set()
+
+
+def log_fields() -> dict[str, set[str]]:
+    """Return the fields of each log event, as the source says them; "" for computed names."""
+    fields: dict[str, set[str]] = {"": set()}
+    for path in (ROOT / "meter_agent").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and node.args:
+                named = {keyword.arg for keyword in node.keywords if keyword.arg}
+                texts = [n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant)]
+                events = [text for text in texts if text in LOG_EVENTS]
+                for event in events or ([""] if "reason" in named else []):
+                    fields.setdefault(event, set()).update(named)
+    return fields
+
+
+def test_the_failure_modes_name_every_log_event_and_only_fields_that_it_has() -> None:
+    text = (DOCS / "explanation" / "failure-modes.md").read_text()
+    named = set(re.findall(r"`(meter_agent\.\w+)`", text))
+    assert named == set(LOG_EVENTS)
+    fields = log_fields()
+    told = re.findall(r"`(meter_agent\.\w+)`[^|(]*\(([^)]*)\)", text)
+    assert len(told) > 10
+    for event, names in told:
+        known = fields.get(event) or fields[""]
+        assert set(re.findall(r"`(\w+)`", names)) <= known, event
+
+
+def test_the_failure_modes_name_fields_that_the_statistics_have() -> None:
+    text = (DOCS / "explanation" / "failure-modes.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
+    shown = {name for row in rows for name in re.findall(r"`(\w+)`", row[2])}
+    known = {field.name for field in dataclasses.fields(Stats)}
+    assert {"retries", "dead_lettered", "uncertain", "buffered"} <= shown
+    settings = {setting.name for setting in SETTINGS}
+    assert shown <= known | settings | {"stats"}
+    reasons = set(re.findall(r'`dropped\["(\w+)"\]`', text))
+    assert reasons == {reason.value for reason in DropReason} - {"disabled"}
 
 
 def test_the_design_gives_every_module_a_room() -> None:

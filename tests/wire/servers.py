@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Handler = Callable[[socket.socket, bytes], None]
+Greet = Callable[[socket.socket], socket.socket]
 
 
 class Listener:
-    """Accepts connections and hands each request on them to *handler*."""
+    """Accepts connections and hands each request on them to *handler*.
 
-    def __init__(self, handler: Handler) -> None:
+    Args:
+        handler: Does something about one request.
+        greet: Turns an accepted connection into the one that is spoken on, for TLS.
+    """
+
+    def __init__(self, handler: Handler, greet: Greet | None = None) -> None:
         self._handler = handler
+        self._greet = greet
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -36,6 +44,7 @@ class Listener:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
+            connection = self._greet(connection) if self._greet else connection
             while request := read_request(connection):
                 self.requests.append(request)
                 self._handler(connection, request)
@@ -53,8 +62,8 @@ class Listener:
 
 
 @contextmanager
-def listening(handler: Handler) -> Iterator[Listener]:
-    listener = Listener(handler)
+def listening(handler: Handler, greet: Greet | None = None) -> Iterator[Listener]:
+    listener = Listener(handler, greet)
     try:
         yield listener
     finally:
@@ -83,3 +92,9 @@ def answer(
 ) -> None:
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
     connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+
+def reset(connection: socket.socket) -> None:
+    """Close *connection* with a TCP reset."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 import threading
 from collections.abc import Iterator
 
@@ -21,7 +20,7 @@ from meter_agent._transport import (
     _network_adapter,
 )
 from meter_agent._version import __version__
-from tests.wire.servers import Listener, answer, listening
+from tests.wire.servers import Listener, answer, listening, reset
 
 
 @pytest.fixture
@@ -33,11 +32,6 @@ def transport() -> Iterator[Transport]:
 
 def post(transport: Transport, url: str, **headers: str) -> Reply:
     return transport.post(url, headers, b'{"events":[]}', at_most_seconds=None)
-
-
-def reset(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
 
 
 def test_a_request_carries_what_it_was_given_and_nothing_else(transport: Transport) -> None:

@@ -1,0 +1,161 @@
+"""How an agent ends, in time and with a ledger that adds up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from meter_agent import (
+    DeadLetter,
+    Stats,
+)
+from meter_agent.sandbox import Fault, Sandbox
+from tests.conftest import Hold, MakeAgent, sender_threads
+
+
+def test_after_close_events_are_refused_and_counted(make_agent: MakeAgent) -> None:
+    agent = make_agent()
+    agent.record("tokens", "cus_1")
+    final = agent.close()
+    assert final.delivered == 1
+    assert not agent.record("tokens", "cus_1")
+    assert agent.stats().dropped == {"closed": 1}
+    assert agent.close().dropped == {"closed": 1}
+    assert agent.stats().balanced
+
+
+def test_close_ends_the_threads(make_agent: MakeAgent) -> None:
+    before = sender_threads()
+    agent = make_agent()
+    for _ in range(1000):
+        agent.record("tokens", "cus_1")
+    agent.close(20)
+    for thread in set(sender_threads()) - set(before):
+        thread.join(20)
+    assert set(sender_threads()) <= set(before)
+
+
+def test_close_drops_what_it_cannot_send_and_says_so(
+    make_agent: MakeAgent, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.add_fault(Fault("status", status=429, retry_after="60"))
+    agent = make_agent()
+    for _ in range(250):
+        agent.record("tokens", "cus_1")
+    began = time.monotonic()
+    final = agent.close(5.0)
+    assert time.monotonic() - began < 4.0, "no sender sees a chance, so nobody should wait"
+    assert final.dropped == {"shutdown": 250}
+    assert final.balanced
+    line = next(r for r in caplog.records if r.getMessage() == "meter_agent.closed")
+    assert line.__dict__["dropped"] == {"shutdown": 250}
+    assert line.levelno == logging.WARNING
+
+
+def test_close_leaves_what_may_have_arrived_to_a_human(
+    make_agent: MakeAgent, sandbox: Sandbox, hold: Hold, tmp_path: Path
+) -> None:
+    told: list[DeadLetter] = []
+    sandbox.add_fault(Fault("hang", accept=True))
+    letters = tmp_path / "letters.jsonl"
+    agent = make_agent(
+        sleep=hold,
+        dead_letter_file=str(letters),
+        flush_interval_seconds=0.01,
+        on_dead_letter=told.append,
+    )
+    agent.record("tokens", "cus_1")
+    final = agent.close(0.3)
+    hold.release()
+    assert [letter.uncertain for letter in told] == [True]
+    assert (final.uncertain, final.delivered, final.in_flight) == (1, 0, 0)
+    assert final.balanced
+    line = json.loads(letters.read_text())
+    assert (line["reason"], line["uncertain"]) == ("uncertain", True)
+    assert line["event"]["payload"]["stripe_customer_id"] == "cus_1"
+    assert line["attempted_at"] is not None
+
+
+def test_close_returns_in_time_while_the_server_never_answers(
+    make_agent: MakeAgent, sandbox: Sandbox, hold: Hold
+) -> None:
+    sandbox.add_fault(Fault("hang"))
+    agent = make_agent(sleep=hold)
+    for _ in range(1000):
+        agent.record("tokens", "cus_1")
+    began = time.monotonic()
+    final = agent.close(0.5)
+    took = time.monotonic() - began
+    hold.release()
+    assert took < 1.0
+    assert final.dropped_total + final.uncertain == 1000
+    assert final.balanced
+
+
+def test_two_threads_may_close_at_once_and_read_the_same_ledger(make_agent: MakeAgent) -> None:
+    agent = make_agent()
+    for _ in range(500):
+        agent.record("tokens", "cus_1")
+    results: list[Stats] = []
+    threads = [threading.Thread(target=lambda: results.append(agent.close(20))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [stats.delivered for stats in results] == [500] * 4
+
+
+def test_a_with_block_closes_the_agent(make_agent: MakeAgent) -> None:
+    with make_agent(flush_interval_seconds=60.0) as agent:
+        agent.record("tokens", "cus_1")
+    assert agent.stats().delivered == 1
+
+
+def test_the_async_forms_do_the_same(make_agent: MakeAgent) -> None:
+    async def use() -> Stats:
+        async with make_agent(flush_interval_seconds=60.0) as agent:
+            agent.record("tokens", "cus_1")
+            assert await agent.aflush(20)
+        return agent.stats()
+
+    assert asyncio.run(use()).delivered == 1
+
+
+def test_what_close_has_dropped_is_not_sent_by_a_thread_that_was_waiting_for_a_session(
+    make_agent: MakeAgent, sandbox: Sandbox, hold: Hold
+) -> None:
+    sandbox.add_fault(Fault("delay", on="session", seconds=1.0, times=1))
+    agent = make_agent(sleep=hold)
+    agent.record("tokens", "cus_1")
+    hold.wait()
+    threads = sender_threads()
+    assert agent.close(0.1).dropped == {"shutdown": 1}
+    hold.release()
+    for thread in threads:
+        thread.join(20)
+    assert sandbox.totals()["accepted"] == 0
+
+
+def test_ctrl_c_during_close_ends_the_wait_and_not_the_accounting(
+    make_agent: MakeAgent, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.add_fault(Fault("status", status=503))
+    agent = make_agent()
+    agent.record("tokens", "cus_1")
+
+    def interrupted(_deadline: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(agent._pipeline._flusher, "drain", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        agent.close(20)
+    final = agent.close(20)
+    assert (final.buffered, final.in_flight) == (0, 0)
+    assert final.uncertain + final.dropped_total == 1
+    assert final.balanced

@@ -1,0 +1,176 @@
+"""Sender threads that die, and the ledger under load."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from meter_agent import Stats
+from meter_agent._delivery import Delivery
+from meter_agent.sandbox import Fault, Sandbox
+from tests.conftest import MakeAgent, sender_threads, wait_until
+from tests.virtual import ShiftedRuntime
+
+
+def test_a_sender_that_dies_is_replaced_and_its_batch_is_delivered_once(
+    make_agent: MakeAgent,
+    sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    deliver = Delivery.deliver
+    deaths = [SystemExit("injected")]
+
+    def die_once(self: Delivery, *arguments: Any) -> None:
+        if deaths:
+            raise deaths.pop()
+        deliver(self, *arguments)
+
+    monkeypatch.setattr(Delivery, "deliver", die_once)
+    agent = make_agent()
+    for _ in range(150):
+        agent.record("tokens", "cus_1")
+    assert agent.flush(20)
+    assert agent.stats().delivered == 150
+    assert sandbox.totals()["accepted"] == 150
+    # Another sender may have delivered the batch before the dying one has said its last words.
+    assert wait_until(agent, lambda: "meter_agent.sender_died" in caplog.messages)
+
+
+def test_senders_that_die_at_once_are_not_started_in_a_hot_loop(
+    make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent()
+    deaths: list[int] = []
+
+    def open_work() -> Any:
+        deaths.append(1)
+        raise MemoryError("injected")
+
+    flusher = agent._pipeline._flusher
+    original = flusher._open_work
+    flusher._open_work = open_work
+    for _ in range(5000):
+        agent.record("tokens", "cus_1")
+    assert len(deaths) <= 4
+    flusher._open_work = original
+    assert agent.flush(20)
+    assert agent.stats().delivered == 5000
+
+
+def test_senders_that_die_again_are_replaced_as_soon_as_somebody_waits(
+    make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver = Delivery.deliver
+    deaths = [1, 2, 3]
+
+    def die(self: Delivery, *arguments: Any) -> None:
+        if deaths:
+            deaths.pop()
+            raise TypeError("injected")
+        deliver(self, *arguments)
+
+    monkeypatch.setattr(Delivery, "deliver", die)
+    agent = make_agent()
+    agent.record("tokens", "cus_1")
+    assert agent.flush(20)
+    assert agent.stats().delivered == 1
+
+
+def test_the_ledger_adds_up_at_every_moment_under_load(
+    make_agent: MakeAgent, sandbox: Sandbox
+) -> None:
+    for fault in (
+        Fault("status", status=503, probability=0.1),
+        Fault("reset", when="after", probability=0.1),
+        Fault("poison", every=500),
+    ):
+        sandbox.add_fault(fault)
+    agent = make_agent(buffer_events=2000, overflow="drop_oldest", max_in_flight=4)
+    done = threading.Event()
+    unbalanced: list[Stats] = []
+
+    def watch() -> None:
+        while not done.is_set():
+            stats = agent.stats()
+            if not stats.balanced:
+                unbalanced.append(stats)
+
+    def produce() -> None:
+        for n in range(4000):
+            agent.record("tokens", f"cus_{n % 5}", 1)
+
+    watcher = threading.Thread(target=watch)
+    producers = [threading.Thread(target=produce) for _ in range(4)]
+    for thread in (watcher, *producers):
+        thread.start()
+    for thread in producers:
+        thread.join()
+    assert agent.flush(60)
+    done.set()
+    watcher.join()
+    final = agent.close(20)
+    assert not unbalanced
+    assert final.recorded == 16_000
+    assert final.balanced
+    assert sandbox.totals()["accepted"] == final.delivered
+
+
+class Death(BaseException):
+    """What no sender expects."""
+
+
+def test_the_next_record_replaces_a_sender_that_died_on_the_wire_and_its_batch_is_billed_once(
+    make_agent: MakeAgent, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    deaths = [Death(), Death()]
+
+    def die(_seconds: float) -> None:
+        raise deaths.pop()
+
+    # The server has taken the batch in when its sender dies.
+    sandbox.add_fault(Fault("delay", seconds=1.0, times=2))
+    runtime = ShiftedRuntime()
+    others = set(sender_threads())
+    agent = make_agent(sleep=die, runtime=runtime)
+    agent.record("tokens", "cus_1", 40)
+    while deaths or set(sender_threads()) - others:
+        pass  # the first death is mended at once, the second one only after a second
+    stats = agent.stats()
+    assert (stats.delivered, stats.in_flight, stats.balanced) == (0, 1, True)
+    runtime.advance(2.0)
+    agent.record("tokens", "cus_1", 2)
+    assert wait_until(agent, lambda: agent.stats().delivered == 2)
+    assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "42"}}
+    assert sandbox.totals()["duplicates"] == 2
+    assert "meter_agent.sender_died" in caplog.messages
+
+
+def test_the_next_record_replaces_a_sender_that_died_in_its_sleep(
+    make_agent: MakeAgent, sandbox: Sandbox
+) -> None:
+    others = set(sender_threads())
+    agent = make_agent()
+    agent.record("tokens", "cus_1")
+    assert agent.flush(20)
+    flusher = agent._pipeline._flusher
+    doorbell = flusher._doorbell
+
+    class Deadly:
+        def ring(self) -> None:
+            doorbell.ring()
+
+        def wait(self, timeout: float | None) -> bool:
+            flusher._doorbell = doorbell
+            raise Death
+
+    (thread,) = set(sender_threads()) - others
+    flusher._doorbell = Deadly()
+    doorbell.ring()
+    thread.join(20)
+    assert not set(sender_threads()) - others
+    agent.record("tokens", "cus_1")
+    assert wait_until(agent, lambda: agent.stats().delivered == 2)
+    assert sandbox.totals()["accepted"] == 2
