@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import gc
 import json
@@ -229,16 +228,6 @@ def test_a_with_block_closes_the_agent(make_agent: MakeAgent) -> None:
     with make_agent(flush_interval_seconds=60.0) as agent:
         agent.record("tokens", "cus_1")
     assert agent.stats().delivered == 1
-
-
-def test_the_async_forms_do_the_same(make_agent: MakeAgent) -> None:
-    async def use() -> Stats:
-        async with make_agent(flush_interval_seconds=60.0) as agent:
-            agent.record("tokens", "cus_1")
-            assert await agent.aflush(20)
-        return agent.stats()
-
-    assert asyncio.run(use()).delivered == 1
 
 
 def test_an_invalid_event_is_a_dead_letter_that_names_field_value_and_rule(
