@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ from meter_agent.integrations.asgi import add_lifespan, meter_agent_lifespan
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent
 from tests.hosts.servers import customers
+
+
+def serve(application: Callable[..., Awaitable[None]], *call: Any) -> None:
+    async def run() -> None:
+        await application(*call)
+
+    asyncio.run(run())
 
 
 @pytest.fixture
@@ -136,8 +144,44 @@ def test_everything_but_the_lifespan_passes_through_to_the_application() -> None
         raise AssertionError("nobody should be told anything")
 
     scope = {"type": "websocket"}
-    asyncio.run(add_lifespan(app)(scope, channel, channel))  # type: ignore[arg-type]
+    serve(add_lifespan(app), scope, channel, channel)
     assert seen == [(scope, channel, channel)]
+
+
+def test_an_added_lifespan_answers_at_the_start_and_only_after_everything_was_delivered(
+    sandbox: Sandbox, default: MeterAgent
+) -> None:
+    told: list[tuple[str, int]] = []
+
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise AssertionError("this application knows no lifespan")
+
+    async def receive() -> dict[str, str]:
+        meter_agent.record("tokens", f"cus_{len(told)}")
+        return {"type": "lifespan.shutdown" if told else "lifespan.startup"}
+
+    async def send(message: dict[str, str]) -> None:
+        told.append((message["type"], sandbox.totals()["accepted"]))
+
+    serve(add_lifespan(app), {"type": "lifespan"}, receive, send)
+    assert told == [("lifespan.startup.complete", 0), ("lifespan.shutdown.complete", 2)]
+
+
+def test_an_added_lifespan_refuses_to_start_with_wrong_settings() -> None:
+    told: list[dict[str, str]] = []
+
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise AssertionError("this application knows no lifespan")
+
+    async def receive() -> dict[str, str]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: dict[str, str]) -> None:
+        told.append(message)
+
+    serve(add_lifespan(app), {"type": "lifespan"}, receive, send)
+    assert [message["type"] for message in told] == ["lifespan.startup.failed"]
+    assert "METER_AGENT_API_KEY" in told[0]["message"]
 
 
 def test_importing_the_package_imports_no_integration() -> None:

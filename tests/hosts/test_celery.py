@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from celery.signals import worker_process_shutdown
 
+from meter_agent.integrations.celery import install
 from meter_agent.sandbox import Sandbox
+from tests.conftest import MakeAgent
 from tests.hosts.servers import (
     CELERY,
     FINAL_LINE,
@@ -100,6 +103,21 @@ def test_a_worker_delivers_each_event_once_when_it_is_stopped(
     assert len(FINAL_LINE.findall(output)) == processes
     if "--max-tasks-per-child" in arguments:
         assert processes == 3
+
+
+def test_installing_twice_connects_once_and_the_signal_closes_every_agent(
+    make_agent: MakeAgent,
+) -> None:
+    before = list(worker_process_shutdown.receivers)
+    agents = [make_agent(), make_agent()]
+    install()
+    install()
+    try:
+        assert len(worker_process_shutdown.receivers) == len(before) + 1
+        worker_process_shutdown.send(sender=None, pid=1, exitcode=0)
+        assert [agent.closed for agent in agents] == [True, True]
+    finally:
+        worker_process_shutdown.receivers = before
 
 
 def test_a_task_that_runs_twice_is_billed_once(sandbox: Sandbox, url: str, app_dir: Path) -> None:
