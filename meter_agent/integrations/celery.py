@@ -27,9 +27,7 @@ def install() -> None:
 
     Call it where the Celery application is made, so that it runs in every worker.
     """
-    worker_process_shutdown.connect(
-        _deliver, weak=False, dispatch_uid="meter_agent.integrations.celery"
-    )
+    worker_process_shutdown.connect(_deliver)
 
 
 def _deliver(**_signal: Any) -> None:
