@@ -6,7 +6,7 @@ import dataclasses
 import weakref
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from meter_agent._config import Config
 from meter_agent._dead_letters import DeadLetter
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from requests.adapters import BaseAdapter
 
 __all__ = ["MeterAgent", "build", "refusing"]
+
+_Result = TypeVar("_Result")
 
 _TIMEOUT_MAX = 1e8
 """Three years, in seconds: a lock can wait no longer than 292 of them."""
@@ -188,15 +190,37 @@ class MeterAgent:
 
     async def aflush(self, timeout: float | None = None) -> bool:
         """Do as `flush()` does, without blocking the event loop."""
-        import asyncio  # noqa: PLC0415 - only who calls this has paid for it already
-
-        return await asyncio.to_thread(self.flush, timeout)
+        return await self._beside_the_loop(lambda: self.flush(timeout))
 
     async def aclose(self, timeout: float | None = None) -> Stats:
         """Do as `close()` does, without blocking the event loop."""
-        import asyncio  # noqa: PLC0415
+        return await self._beside_the_loop(lambda: self.close(timeout))
 
-        return await asyncio.to_thread(self.close, timeout)
+    async def _beside_the_loop(self, call: Callable[[], _Result]) -> _Result:
+        # Not the loop's own executor: when requests hang in all of its threads, which is a common
+        # reason to shut down, the events would wait behind them until the process is killed.
+        import asyncio  # noqa: PLC0415 - only who calls this has paid for it already
+        from concurrent.futures import Future  # noqa: PLC0415
+
+        done: Future[_Result] = Future()
+        done.set_running_or_notify_cancel()  # who cancels the wait does not cancel the work
+
+        def work() -> None:
+            try:
+                done.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - raised again by the `await`
+                done.set_exception(error)
+
+        try:
+            self._runtime.start_thread(work, "meter-agent-async")
+        except RuntimeError:
+            work()  # out of threads: to block the loop is better than to lose the events
+        return await asyncio.wrap_future(done)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called: what is recorded now is refused."""
+        return self._pipeline.closed
 
     @property
     def config(self) -> Config:

@@ -382,6 +382,11 @@ class RingBuffer:
         return not self._events and not self._in_flight
 
     @property
+    def is_closed(self) -> bool:
+        """Whether events are refused because the agent closed."""
+        return self._refusal is DropReason.CLOSED
+
+    @property
     def has_returned_batches(self) -> bool:
         """Whether a sender died and left a batch behind."""
         return bool(self._returned)

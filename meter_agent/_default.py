@@ -17,7 +17,7 @@ from meter_agent._ledger import DropReason, Stats
 from meter_agent._log import write
 from meter_agent.exceptions import ConfigError
 
-__all__ = ["close", "configure", "flush", "get_agent", "record", "stats"]
+__all__ = ["close", "configure", "flush", "get_agent", "record", "reopen", "stats"]
 
 
 class _Default:
@@ -120,6 +120,21 @@ def get_agent() -> MeterAgent:
     if _default.wrong is not None:
         raise _default.wrong
     return agent
+
+
+def reopen() -> MeterAgent:
+    """Return the default agent; if it was closed, a new one with its settings and callbacks.
+
+    For hosts that start an application again in the same process, as test clients do.
+
+    Raises:
+        ConfigError: As `get_agent()`.
+    """
+    agent = get_agent()
+    if not agent.closed:
+        return agent
+    on_dead_letter, on_error = agent._pipeline.callbacks  # noqa: SLF001
+    return configure(agent.config, on_dead_letter=on_dead_letter, on_error=on_error)
 
 
 def _agent_or_refusal() -> MeterAgent:

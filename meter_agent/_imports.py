@@ -19,8 +19,10 @@ __all__ = ["forget_unfinished"]
 def forget_unfinished() -> None:
     """In a forked child: forget modules that a thread of the parent was in the middle of importing.
 
-    They are imported anew when they are next needed. Modules that the forking thread itself is
-    importing are left alone: it goes on with them.
+    They are imported anew when they are next needed, and a package with all of its submodules:
+    those that were complete are attributes of the package that is forgotten, and would be missing
+    in the new one. Modules that the forking thread itself is importing are left alone: it goes on
+    with them.
     """
     # Private to CPython, the same from 3.11 to 3.13; a test forks in the middle of an import on
     # each version. Where it is missing, the child is no worse off than without this function.
@@ -33,4 +35,10 @@ def forget_unfinished() -> None:
         locks.pop(name, None)
         spec = getattr(sys.modules.get(name), "__spec__", None)
         if getattr(spec, "_initializing", False):
-            sys.modules.pop(name, None)
+            _forget(name)
+
+
+def _forget(name: str) -> None:
+    for module in list(sys.modules):
+        if module == name or module.startswith(f"{name}."):
+            del sys.modules[module]

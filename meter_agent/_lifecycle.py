@@ -24,7 +24,14 @@ from typing import Any, Protocol
 from meter_agent._log import write
 from meter_agent._runtime import SystemRuntime
 
-__all__ = ["arrange_child_exit", "call_after_fork", "is_exiting", "register", "unregister"]
+__all__ = [
+    "arrange_child_exit",
+    "call_after_fork",
+    "close_all",
+    "is_exiting",
+    "register",
+    "unregister",
+]
 
 _ERROR = 40
 _CHILD_EXIT_PRIORITY = 10
@@ -104,7 +111,7 @@ def arrange_child_exit() -> None:
         return
     if _state.child_process_id != os.getpid():
         _state.child_process_id = os.getpid()
-        util.Finalize(None, _close_all, exitpriority=_CHILD_EXIT_PRIORITY)
+        util.Finalize(None, close_all, exitpriority=_CHILD_EXIT_PRIORITY)
 
 
 def _install() -> None:
@@ -117,11 +124,15 @@ def _install() -> None:
 
 
 def _at_exit() -> None:
-    _close_all()
+    close_all()
     _state.exiting = True
 
 
-def _close_all() -> None:
+def close_all() -> None:
+    """Close every agent of the process: it is about to end.
+
+    For hosts that leave by `os._exit` but say so first.
+    """
     # One budget for the whole process. All agents drain at the same time; the deadline of each is
     # its own, so the whole takes no longer than the longest of them.
     now = SystemRuntime.monotonic()
@@ -182,6 +193,6 @@ def _flush_all() -> None:
 
 def _close_and_kill(signal_number: int) -> None:
     try:
-        _close_all()
+        close_all()
     finally:
         os.kill(os.getpid(), signal_number)

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline"]
 
+Callbacks = tuple[
+    Callable[[DeadLetter], None] | None,
+    Callable[[MeterAgentError], None] | None,
+]
+
 _ANNOUNCE_SECONDS = 0.2
 _LAST_LINE_SECONDS = 0.4
 
@@ -58,7 +63,7 @@ class Pipeline:
             )
         self._config = config
         self._runtime = runtime
-        self._callbacks = on_dead_letter, on_error
+        self._callbacks: Callbacks = on_dead_letter, on_error
         self._open_adapter = open_adapter
         self.shutdown_timeout_seconds = config.shutdown_timeout_seconds
         self._encoder = EventEncoder(*config.encoder_keys)
@@ -195,6 +200,16 @@ class Pipeline:
         """See `MeterAgent.flush`."""
         self._notice_fork()
         return self._flusher.flush(timeout)
+
+    @property
+    def closed(self) -> bool:
+        """See `MeterAgent.closed`."""
+        return self._buffer.is_closed
+
+    @property
+    def callbacks(self) -> Callbacks:
+        """The application's *on_dead_letter* and *on_error*, as they were given."""
+        return self._callbacks
 
     def stats(self) -> Stats:
         """See `MeterAgent.stats`."""

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 import meter_agent
-from meter_agent import ConfigError, MeterAgent, Stats, _default
+from meter_agent import ConfigError, DeadLetter, MeterAgent, Stats, _default
 from meter_agent.sandbox import Sandbox
 from meter_agent.sandbox.server import SandboxServer
 
@@ -104,3 +104,27 @@ def test_a_wrong_configuration_leaves_the_agent_before_it_in_place() -> None:
         meter_agent.configure(batch_size=0, max_in_flight=0, disabled=True)
     assert len(raised.value.problems) == 2
     assert meter_agent.get_agent() is agent
+
+
+def test_a_default_agent_that_was_closed_opens_again_with_its_settings_and_callbacks(
+    sandbox: Sandbox,
+) -> None:
+    letters: list[DeadLetter] = []
+    with SandboxServer(sandbox) as server:
+        first = meter_agent.configure(
+            sandbox_url=server.url, batch_size=7, on_dead_letter=letters.append
+        )
+        assert _default.reopen() is first
+        first.close()
+        second = _default.reopen()
+        assert second is meter_agent.get_agent() is not first
+        assert second.config == first.config
+        assert meter_agent.record("tokens", "cus_1")
+        assert meter_agent.record("", "cus_1")
+        assert meter_agent.close(20).delivered == 1
+    assert len(letters) == 1
+
+
+def test_opening_again_says_what_is_wrong_with_the_settings() -> None:
+    with pytest.raises(ConfigError, match="METER_AGENT_API_KEY"):
+        _default.reopen()

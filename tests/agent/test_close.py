@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import threading
@@ -115,16 +114,6 @@ def test_a_with_block_closes_the_agent(make_agent: MakeAgent) -> None:
     with make_agent(flush_interval_seconds=60.0) as agent:
         agent.record("tokens", "cus_1")
     assert agent.stats().delivered == 1
-
-
-def test_the_async_forms_do_the_same(make_agent: MakeAgent) -> None:
-    async def use() -> Stats:
-        async with make_agent(flush_interval_seconds=60.0) as agent:
-            agent.record("tokens", "cus_1")
-            assert await agent.aflush(20)
-        return agent.stats()
-
-    assert asyncio.run(use()).delivered == 1
 
 
 def test_what_close_has_dropped_is_not_sent_by_a_thread_that_was_waiting_for_a_session(

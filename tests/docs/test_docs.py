@@ -27,7 +27,13 @@ DOCS = _generate.DOCS
 ROOT = DOCS.parent
 README = ROOT / "README.md"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
-GUIDES = [README, DOCS / "index.md", *sorted((DOCS / "howto").glob("*.md"))]
+HOSTS = ["web-servers.md", "celery.md"]
+"""Pages whose Python are files with a name, which tests/hosts runs under real servers."""
+GUIDES = [
+    README,
+    DOCS / "index.md",
+    *sorted(page for page in (DOCS / "howto").glob("*.md") if page.name not in HOSTS),
+]
 """Pages whose Python is a script: the blocks of one page, one after another."""
 
 PATIENCE_SECONDS = 45
@@ -102,9 +108,18 @@ def test_the_readme_shows_the_demo_then_the_tests_then_the_three_lines() -> None
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_python_of_every_page_is_python(page: Path) -> None:
-    for info in ("python", "python notest"):
-        for code in blocks(page, info):
-            compile(code, str(page), "exec")
+    for found in _FENCE.finditer(page.read_text()):
+        if found["info"].startswith("python"):
+            compile(found["code"], str(page), "exec")
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_every_file_that_a_page_shows_is_run_under_a_real_server(name: str) -> None:
+    infos = {found["info"] for found in _FENCE.finditer((DOCS / "howto" / name).read_text())}
+    files = {info.removeprefix("python ") for info in infos} - {"notest"}
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / "hosts").glob("test_*.py"))
+    assert files
+    assert {file for file in files if f'"{file}"' not in tests} == set()
 
 
 @pytest.mark.parametrize(

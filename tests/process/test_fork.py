@@ -71,6 +71,47 @@ def test_a_fork_in_the_middle_of_an_import_by_a_sender_leaves_a_child_that_works
     assert customers(sandbox) == {"parent": 1, "child": 1}
 
 
+@pytest.mark.parametrize("module", ["urllib3.util.url", "requests.adapters", "tenacity.wait"])
+def test_a_fork_with_half_of_a_package_imported_leaves_a_child_that_works(
+    sandbox: Sandbox, server: SandboxServer, module: str
+) -> None:
+    """Of a package that is forgotten, the finished submodules have to be forgotten too."""
+    done = run(
+        f"""
+        import importlib.machinery, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of fork beside threads
+        reached, forked = threading.Event(), threading.Event()
+        class Halt:
+            def find_spec(self, name, path=None, target=None):
+                if name != {module!r} or forked.is_set():
+                    return None
+                spec = importlib.machinery.PathFinder.find_spec(name, path)
+                execute = spec.loader.exec_module
+                def halt(module):
+                    reached.set()
+                    forked.wait()
+                    execute(module)
+                spec.loader.exec_module = halt
+                return spec
+        sys.meta_path.insert(0, Halt())
+        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60)
+        agent.record("tokens", "parent")
+        assert reached.wait(20)
+        child = os.fork()
+        forked.set()
+        if not child:
+            agent.record("tokens", "child")
+            os._exit(agent.close(20).delivered != 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """,
+        server.url,
+        forks=True,
+    )
+    assert "sender_died" not in done.stderr
+    assert done.returncode == 0
+    assert customers(sandbox) == {"parent": 1, "child": 1}
+
+
 def test_a_child_of_a_child_does_the_same(sandbox: Sandbox, server: SandboxServer) -> None:
     run(
         """
