@@ -68,6 +68,9 @@ docs: .venv/.stamp-docs
 sim: .venv/.stamp
 	@$(RUN) tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
+mutants: .venv/.stamp
+	@$(RUN) tests.mutants
+
 bench: .venv/.stamp-bench
 	@$(RUN) benchmarks.hot_path
 

@@ -37,6 +37,9 @@ TRACED = frozenset(
     )
 )
 STORM_SECONDS_MAX = 120.0
+UNASKED_SECONDS = 300.0
+"""After so long without trouble everything is sent, though nobody asked: longer than any interval,
+back-off, timeout and queue of these worlds."""
 IDLE_SECONDS = 600.0
 TICK_SECONDS = 0.05
 PATIENCE_SECONDS = 7200.0
@@ -209,6 +212,9 @@ class World:
     def recover(self) -> None:
         """All trouble is over: what is held must arrive, and then all must be still."""
         before = self.books.held_for_sure()
+        if self.random.random() < 0.5:
+            self.scheduler.wait(UNASKED_SECONDS)
+            self.check_settled(before)
         if not self.agent.flush(PATIENCE_SECONDS):
             raise BrokenPromiseError(
                 f"not settled within {PATIENCE_SECONDS} s after the trouble ended"

@@ -1,0 +1,328 @@
+"""Break the code in ways that a tired developer might, and see the tests fail: `make mutants`.
+
+Each mutant is one edit to one file of a copy of the project. It has to die: first the simulated
+worlds are run against it, which then name a seed, and where they see nothing, the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["MUTANTS", "Mutant"]
+
+ROOT = Path(__file__).parent.parent
+WORLDS = "300"
+TESTS = (
+    "tests/test_buffer.py",
+    "tests/test_pace.py",
+    "tests/test_session.py",
+    "tests/test_delivery.py",
+    "tests/test_answer.py",
+    "tests/agent",
+    "tests/wire/test_transport.py",
+    "tests/wire/test_connections.py",
+)
+SECONDS_MAX = 300.0
+
+
+class Mutant(NamedTuple):
+    """One edit."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+
+    def source(self) -> str:
+        """The mutated source; the edit has to fit in exactly one place."""
+        source = (ROOT / "meter_agent" / self.file).read_text()
+        if source.count(self.old) != 1:
+            raise ValueError(
+                f"{self.what}: its text is {source.count(self.old)} times in {self.file}"
+            )
+        return source.replace(self.old, self.new)
+
+
+MUTANTS = (
+    Mutant(
+        "record() rings no bell",
+        "_buffer.py",
+        "            self._gate.alarm = self._nearly_full\n            self._wake()",
+        "            self._gate.alarm = self._nearly_full",
+    ),
+    Mutant(
+        "the bell is looked for before the wish is taken down",
+        "_buffer.py",
+        "            self._wanted = _NEVER\n            self._gate.alarm = self._nearly_full\n"
+        "            self._wake()",
+        "            self._wake()\n            self._wanted = _NEVER\n"
+        "            self._gate.alarm = self._nearly_full",
+    ),
+    Mutant(
+        "a batch one larger than asked for",
+        "_buffer.py",
+        "            count = min(limit, len(self._events))",
+        "            count = min(limit + 1, len(self._events))",
+    ),
+    Mutant(
+        "one event more than the capacity",
+        "_buffer.py",
+        "            if len(self._events) < self._capacity:\n                self._events.append",
+        "            if len(self._events) <= self._capacity:\n                self._events.append",
+    ),
+    Mutant(
+        "settled, though close() had accounted for it",
+        "_buffer.py",
+        "            if batch.abandoned:\n                return False\n            if len(events)",
+        "            if len(events)",
+    ),
+    Mutant(
+        "in flight is forgotten by flush()",
+        "_buffer.py",
+        "(batch.floor for batch in self._in_flight), default",
+        "(batch.floor for batch in ()), default",
+    ),
+    Mutant(
+        "a place that becomes free is told to nobody",
+        "_buffer.py",
+        "            self._open_door_if_room()\n        self._call_waiting(count)",
+        "            self._open_door_if_room()",
+    ),
+    Mutant(
+        "callers without a place ring each other",
+        "_buffer.py",
+        "            if len(self._events) < self._capacity:\n                self._call_waiting(1)",
+        "            self._call_waiting(1)",
+    ),
+    Mutant(
+        "an event that slipped in at the close stays",
+        "_buffer.py",
+        "        if self._sealed:\n            return self._take_back(event)",
+        "",
+    ),
+    Mutant(
+        "a sender tells nobody that it is done",
+        "_flusher.py",
+        "                    self._last_was_slow = seconds > self._flush_interval_seconds\n"
+        "                self._tell_progress()",
+        "                    self._last_was_slow = seconds > self._flush_interval_seconds",
+    ),
+    Mutant(
+        "flush() waits for full batches",
+        "_flusher.py",
+        "if self._closing or self._retiring or self._buffer.taken_through() < self._flush_through:",
+        "if self._closing or self._retiring:",
+    ),
+    Mutant(
+        "what a dying sender held is lost",
+        "_flusher.py",
+        "                    self._buffer.give_back(batch)\n                with",
+        "                    pass\n                with",
+    ),
+    Mutant(
+        "the watch is not handed over",
+        "_flusher.py",
+        "                self._watching = True\n",
+        "                self._watching = bool(self._busy)\n",
+    ),
+    Mutant(
+        "the alarm is set after the look",
+        "_flusher.py",
+        "            self._buffer.set_alarm(1 if empty else self._full())\n"
+        "            with self._changed:\n"
+        "                seconds = 0.0 if self._is_over() else self._due_in(eager=False)\n",
+        "            with self._changed:\n"
+        "                seconds = 0.0 if self._is_over() else self._due_in(eager=False)\n"
+        "            self._buffer.set_alarm(1 if empty else self._full())\n",
+    ),
+    Mutant(
+        "a refused token is kept",
+        "_delivery.py",
+        "        self._sessions.drop(token)\n",
+        "",
+    ),
+    Mutant(
+        "every answer but silence means: not accepted",
+        "_delivery.py",
+        "        if not _may_hold(answer, part):",
+        "        if answer.status is not None:",
+    ),
+    Mutant(
+        "an accepted batch is not attempted while it is counted",
+        "_delivery.py",
+        "answer.verdict in {Verdict.ACCEPTED, Verdict.DUPLICATE}\n\n\ndef _attempted",
+        "False\n\n\ndef _attempted",
+    ),
+    Mutant(
+        "the resend window is longer than it says",
+        "_delivery.py",
+        ">= self._resend_window_seconds\n",
+        ">= 2 * self._resend_window_seconds\n",
+    ),
+    Mutant(
+        "the resend window is not looked at after the session",
+        "_delivery.py",
+        "        if too_late := self._too_late(batch, part):\n"
+        "            return too_late, True  # opening the session took its time\n",
+        "",
+    ),
+    Mutant(
+        "a split forgets its second half",
+        "_delivery.py",
+        "        return [part[middle:], part[:middle]]",
+        "        return [part[:middle]]",
+    ),
+    Mutant(
+        "settled before it was sent",
+        "_delivery.py",
+        "            answer: Answer | None = self._retrying(self._attempt, batch, part)\n",
+        "            settle(part, Outcome.DELIVERED, None, None)\n"
+        "            answer: Answer | None = self._retrying(self._attempt, batch, part)\n",
+    ),
+    Mutant(
+        "every failure on the way counts",
+        "_pace.py",
+        "            if ticket.failures_seen == self._failures_total:",
+        "            if True:",
+    ),
+    Mutant(
+        "everybody probes",
+        "_pace.py",
+        "            self._probing = ticket\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "the next in the queue is not told",
+        "_pace.py",
+        "                self._queue.remove(place)\n                self._changed.notify_all()",
+        "                self._queue.remove(place)",
+    ),
+    Mutant(
+        "no back-off",
+        "_pace.py",
+        "                self._resume_at = now + self._back_off_seconds(slowly)",
+        "                self._resume_at = now",
+    ),
+    Mutant(
+        "a session is asked for twice",
+        "_session.py",
+        "                if not self._opening:",
+        "                if True:",
+    ),
+    Mutant(
+        "the new session is dropped for the old one's sake",
+        "_session.py",
+        "            if self._session and self._session.grant.token == token:",
+        "            if self._session:",
+    ),
+    Mutant(
+        "who waits for a session is not told",
+        "_session.py",
+        "                result = self._kept(outcome, began)\n"
+        "                self._changed.notify_all()",
+        "                result = self._kept(outcome, began)",
+    ),
+    Mutant(
+        "letters without a count",
+        "_sender.py",
+        "        finally:\n            self._buffer.settle_claim(batch)",
+        "        finally:\n            pass",
+    ),
+    Mutant(
+        "letters whether or not close() has spoken",
+        "_sender.py",
+        "        elif self._buffer.claim(batch, part, outcome):",
+        "        elif self._buffer.claim(batch, part, outcome) or True:",
+    ),
+    Mutant(
+        "unanswered events count as dropped",
+        "_pipeline.py",
+        "            self._buffer.settle_abandoned(batch, len(unanswered), Outcome.UNCERTAIN)",
+        "            self._buffer.settle_abandoned(batch, len(unanswered), Outcome.SHUTDOWN)",
+    ),
+    Mutant(
+        "close() takes no account of what is in flight",
+        "_pipeline.py",
+        "        self._flusher.stop()\n        self._account_for_rest(deadline)",
+        "        self._flusher.stop()",
+    ),
+    Mutant(
+        "urllib3 retries behind our back",
+        "_transport.py",
+        "max_retries=0",
+        "max_retries=3",
+    ),
+    Mutant(
+        "429 counts as perhaps accepted",
+        "_answer.py",
+        "    if status == 429:\n        return Verdict.RATE_LIMITED, False",
+        "    if status == 429:\n        return Verdict.RETRY, True",
+    ),
+    Mutant(
+        "a duplicate is taken for a bad event",
+        "_answer.py",
+        "Verdict.DUPLICATE if _is_duplicate(error) else Verdict.REJECTED",
+        "Verdict.REJECTED",
+    ),
+)
+
+
+def killer_of(mutant: Mutant) -> str | None:
+    """What notices *mutant*; None: nothing does."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory)
+        for folder in ("meter_agent", "tests"):
+            shutil.copytree(ROOT / folder, copy / folder)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        (copy / "meter_agent" / mutant.file).write_text(mutant.source())
+        lines = _run(copy, "-m", "tests.simulation", "--seeds", WORLDS, "--failures", "1")
+        if lines:
+            return f"world {lines[0].partition(':')[0]}"
+        lines = _run(copy, "-m", "pytest", "-q", "-x", "--tb=no", *TESTS)
+        return next((line for line in lines if line.startswith(("FAILED", "ERROR"))), None)
+
+
+def _run(copy: Path, *arguments: str) -> list[str]:
+    # What a run that failed has printed; empty when it did not fail.
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        process = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=copy,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return ["FAILED to end"]
+    if not process.returncode:
+        return []
+    return process.stdout.splitlines() or ["FAILED to run"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants")
+    parser.add_argument("--only", default="", help="mutants whose description holds this text")
+    only = parser.parse_args().only
+    mutants = [mutant for mutant in MUTANTS if only in mutant.what]
+    survivors = 0
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for mutant, killer in zip(mutants, pool.map(killer_of, mutants), strict=True):
+            survivors += killer is None
+            print(f"{mutant.file:14} {mutant.what}: {killer or 'SURVIVED'}", flush=True)
+    print(f"{len(mutants)} mutants, {survivors} survived")
+    return bool(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
