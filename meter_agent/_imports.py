@@ -33,4 +33,12 @@ def forget_unfinished() -> None:
         locks.pop(name, None)
         spec = getattr(sys.modules.get(name), "__spec__", None)
         if getattr(spec, "_initializing", False):
-            sys.modules.pop(name, None)
+            _forget(name)
+
+
+def _forget(name: str) -> None:
+    # A package goes with its submodules: one that stays in `sys.modules` would not be imported
+    # again, and never become an attribute of the new package (tenacity relies on that).
+    for other in list(sys.modules):
+        if other == name or other.startswith(f"{name}."):
+            sys.modules.pop(other, None)

@@ -71,6 +71,43 @@ def test_a_fork_in_the_middle_of_an_import_by_a_sender_leaves_a_child_that_works
     assert customers(sandbox) == {"parent": 1, "child": 1}
 
 
+def test_a_fork_in_the_middle_of_a_package_leaves_a_child_that_imports_all_of_it(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    done = run(
+        """
+        reached, go_on = threading.Event(), threading.Event()
+        from importlib.machinery import PathFinder
+        class Pause:
+            def find_spec(self, name, path=None, target=None):
+                if name != "tenacity.wait" or reached.is_set():
+                    return None
+                spec = PathFinder.find_spec(name, path)
+                load = spec.loader.exec_module
+                def pause_and_load(module):
+                    reached.set()
+                    go_on.wait(20)
+                    load(module)
+                spec.loader.exec_module = pause_and_load
+                return spec
+        sys.meta_path.insert(0, Pause())
+        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60)
+        agent.record("tokens", "parent")
+        assert reached.wait(20)
+        child = os.fork()
+        if not child:
+            agent.record("tokens", "child")
+            os._exit(agent.close(20).delivered != 1)
+        go_on.set()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """,
+        server.url,
+        forks=True,
+    )
+    assert done.returncode == 0
+    assert customers(sandbox) == {"parent": 1, "child": 1}
+
+
 def test_a_child_of_a_child_does_the_same(sandbox: Sandbox, server: SandboxServer) -> None:
     run(
         """
