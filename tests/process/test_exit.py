@@ -111,42 +111,6 @@ def test_an_idle_agent_adds_nothing_to_the_exit_and_logs_nothing(server: Sandbox
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_first_event_in_an_exit_handler_that_runs_after_ours_is_delivered(
-    sandbox: Sandbox, server: SandboxServer
-) -> None:
-    done = run(
-        """
-        import atexit
-        atexit.register(lambda: print(meter_agent.record("late", "cus_1")))
-        MeterAgent(sandbox_url=URL).record("tokens", "cus_1")
-        os.environ["METER_AGENT_SANDBOX_URL"] = URL
-        """,
-        server.url,
-    )
-    assert done.stdout.strip() == "True"
-    assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "1"}, "late": {"cus_1": "1"}}
-
-
-def test_events_of_late_exit_handlers_share_one_budget_and_are_accounted_for(
-    sandbox: Sandbox, server: SandboxServer
-) -> None:
-    sandbox.add_fault(Fault("status", status=503))
-    done = run(
-        """
-        import atexit
-        def late():
-            agent = MeterAgent(sandbox_url=URL, shutdown_timeout_seconds=0.5)
-            began = time.monotonic()
-            print([agent.record("late", "cus_1") for _ in range(4)])
-            print(time.monotonic() - began < 1.5, agent.stats().balanced, agent.stats().in_flight)
-        atexit.register(late)
-        MeterAgent(sandbox_url=URL).close()
-        """,
-        server.url,
-    )
-    assert done.stdout.splitlines() == ["[True, False, False, False]", "True True 0"]
-
-
 def test_sigterm_without_a_handler_kills_as_ever(server: SandboxServer) -> None:
     process = start(
         """
