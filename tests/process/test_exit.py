@@ -10,7 +10,7 @@ import pytest
 
 from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
-from tests.process.scripts import finish, run, start, wait_for
+from tests.process.scripts import finish, ledger, run, start, wait_for
 
 
 @pytest.fixture
@@ -60,10 +60,12 @@ def test_sys_exit_and_an_exception_deliver_and_keep_their_status(
     [
         Fault("status", status=503),
         Fault("hang"),
-        Fault("status", status=429, retry_after="300"),
+        Fault("status", status=429, retry_after="3600"),
         Fault("hang", on="session"),
+        Fault("delay", seconds=60),
+        Fault("reset"),
     ],
-    ids=["down", "hangs", "asks for five minutes", "session hangs"],
+    ids=["down", "hangs", "asks for an hour", "session hangs", "takes a minute", "resets"],
 )
 def test_exit_keeps_to_its_budget_and_says_what_is_left(
     sandbox: Sandbox, server: SandboxServer, fault: Fault
@@ -83,10 +85,9 @@ def test_exit_keeps_to_its_budget_and_says_what_is_left(
     done = finish(process)
     assert time.monotonic() - began < 3.0
     assert done.returncode == 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("meter_agent.closed")
-    assert "'recorded': 300" in last
-    assert "'delivered': 0" in last
+    final = ledger(done)
+    assert (final["recorded"], final["delivered"], final["dead_lettered"]) == (300, 0, 0)
+    assert set(final["dropped"]) <= {"shutdown"}
 
 
 def test_two_agents_share_one_budget(sandbox: Sandbox, server: SandboxServer) -> None:
