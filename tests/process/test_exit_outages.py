@@ -20,7 +20,7 @@ SPARE_SECONDS = 2.0
 
 RECORD_AND_END = f"""
 agent = MeterAgent(sandbox_url=URL, shutdown_timeout_seconds={BUDGET_SECONDS})
-for n in range(250):
+for n in range(2500):
     assert agent.record("tokens", "cus_1", n)
 print("recorded")
 """
@@ -64,7 +64,7 @@ def test_a_server_that_takes_connections_and_reads_nothing_holds_nobody_up() -> 
         port = mute.getsockname()[1]
         final = end_in_time(RECORD_AND_END, f"http://127.0.0.1:{port}")
     # The session never came: nothing can have been accepted.
-    assert (final["uncertain"], final["dropped"]) == (0, {"shutdown": 250})
+    assert (final["uncertain"], final["dropped"]) == (0, {"shutdown": 2500})
 
 
 def test_an_answer_that_drips_holds_nobody_up() -> None:
@@ -83,7 +83,7 @@ def test_a_port_that_nobody_listens_on_holds_nobody_up() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         final = end_in_time(RECORD_AND_END, f"http://127.0.0.1:{bound.getsockname()[1]}")
-    assert (final["uncertain"], final["dropped"]) == (0, {"shutdown": 250})
+    assert (final["uncertain"], final["dropped"]) == (0, {"shutdown": 2500})
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_name_server_that_never_answers_holds_nobody_up(never: str) -> None:
         socket.getaddrinfo = stuck
         """,
     )
-    assert (final["uncertain"], final["dropped"]) == (0, {"shutdown": 250})
+    assert (final["uncertain"], final["dropped"]) == (0, {"shutdown": 2500})
 
 
 def test_a_long_back_off_is_cut_short_for_one_more_try(
