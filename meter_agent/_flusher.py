@@ -177,7 +177,7 @@ class Flusher:
                 self._pull_and_process(work)
             finally:
                 work.close()
-        except BaseException as error:  # noqa: BLE001 - the application's thread excepthook is not ours
+        except BaseException as error:  # the application's thread excepthook is not ours
             self._put_off_next_start()
             self._on_death(error)
             if isinstance(error, SystemExit | KeyboardInterrupt):

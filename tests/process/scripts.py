@@ -37,9 +37,7 @@ def environment(url: str, *, forks: bool = False) -> dict[str, str]:
     return kept | {"SANDBOX": url, "PYTHONUNBUFFERED": "1"}
 
 
-def start(
-    script: str, url: str, *, before: str = "", forks: bool = False
-) -> subprocess.Popen[str]:
+def start(script: str, url: str, *, before: str = "", forks: bool = False) -> subprocess.Popen[str]:
     """Start *script*; *before* runs ahead of everything, `import meter_agent` included."""
     text = textwrap.dedent(before) + PRELUDE + textwrap.dedent(script)
     return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The end of a process on a bad day: slow, mute and unreachable servers, names without an answer."""
+"""Ends of a process on a bad day: slow, mute and unreachable servers, names without an answer."""
 
 from __future__ import annotations
 

@@ -194,3 +194,32 @@ for _ in range(3):
     assert ledger(done)["delivered"] == 4
     assert customers(sandbox) == {"parent": 4, "child": 3}
     assert sandbox.totals()["duplicates"] == 0
+
+
+def test_a_child_forked_in_the_middle_of_a_request_counts_nothing_of_it(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    sandbox.add_fault(Fault("delay", seconds=0.3))
+    done = run(
+        AGENT.replace("URL,", "URL, max_in_flight=1, read_timeout_seconds=1,")
+        + """
+agent.record("tokens", "parent")
+while not agent.stats().requests:
+    gevent.sleep(0.01)
+child = os.fork()
+if not child:
+    gevent.sleep(0.6)  # its copy of the greenlet reads the answer
+    agent.record("tokens", "child")
+    final = agent.close(20)
+    os._exit(not final.balanced or final.delivered != 1)
+gevent.monkey.get_original("time", "sleep")(0.6)  # the parent does not
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print(agent.flush(20))
+""",
+        server.url,
+        before=PATCH,
+        forks=True,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "True")
+    assert ledger(done)["delivered"] == 1
+    assert customers(sandbox) == {"parent": 1, "child": 1}

@@ -58,7 +58,9 @@ def test_a_token_that_expired_meanwhile_is_renewed_and_everything_billed_once(
 def test_a_token_that_expired_on_both_sides_is_renewed_before_it_is_used_again() -> None:
     sandbox = Sandbox(session_seconds=1.5)
     with SandboxServer(sandbox) as server:
-        process = start(SCRIPT.replace("recorded = 1", "resumed.wait(30); recorded = 1"), server.url)
+        process = start(
+            SCRIPT.replace("recorded = 1", "resumed.wait(30); recorded = 1"), server.url
+        )
         wait_for(process, "ready")
         stop(process)
         expired_at = sandbox.now() + 1.5
