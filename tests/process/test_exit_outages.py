@@ -14,7 +14,7 @@ from meter_agent.sandbox.server import SandboxServer
 from tests.process.scripts import finish, ledger, run, start, wait_for
 from tests.wire.servers import listening
 
-BUDGET_SECONDS = 1.0
+BUDGET_SECONDS = 0.5
 SPARE_SECONDS = 2.0
 """0.5 s of the agent's, the rest for a busy machine and the interpreter."""
 

@@ -135,12 +135,22 @@ def test_the_opt_in_sigterm_handler_delivers_and_keeps_the_exit_status(
     sandbox: Sandbox, server: SandboxServer, handler: str, status: int
 ) -> None:
     script = AGENT.replace("URL,", "URL, handle_sigterm=True,").replace("0.05", "60")
-    script = handler + script + "agent.record('tokens', 'cus_1')\nprint('ready')\ntime.sleep(60)\n"
+    script = (
+        handler
+        + script
+        + """
+for _ in range(2):  # the second one waits, and so does the loop
+    assert agent.flush(20)
+    agent.record("tokens", "cus_1")
+print("ready")
+time.sleep(60)
+"""
+    )
     process = start(script, server.url, before=PATCH)
     wait_for(process, "ready")
     process.terminate()
     assert finish(process).returncode == status
-    assert sandbox.totals()["accepted"] == 1
+    assert sandbox.totals()["accepted"] == 2
 
 
 def test_a_signal_handler_that_ends_the_process_does_so_from_within_a_sender(
