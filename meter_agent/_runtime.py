@@ -188,10 +188,14 @@ class SystemRuntime:
     def condition(self) -> Condition:
         # Re-entrant, for an application that calls `flush()` or `close()` in a signal handler which
         # interrupted one of them in the same thread.
-        return threading.Condition(threading.RLock())  # type: ignore[return-value]  # __exit__
+        return threading.Condition(_thread.RLock())  # type: ignore[return-value]  # __exit__
 
     def reentrant_lock(self) -> ReentrantLock:
-        return threading.RLock()  # type: ignore[return-value]  # typeshed hides `_is_owned`
+        # The one in C. What gevent puts in the place of `threading.RLock` is written in Python: a
+        # signal handler that interrupts it would wait for itself, and one that raises would leave
+        # it locked for ever. To this one all greenlets are one thread, which is right as long as
+        # nothing that lets another greenlet run is called under it.
+        return _thread.RLock()  # type: ignore[return-value]  # typeshed hides `_is_owned`
 
     def doorbell(self) -> Doorbell:
         return _QueueDoorbell()

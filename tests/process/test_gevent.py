@@ -143,7 +143,8 @@ for _ in range(2):  # the second one waits, and so does the loop
     assert agent.flush(20)
     agent.record("tokens", "cus_1")
 print("ready")
-time.sleep(60)
+while True:
+    time.sleep(0.05)  # a loop that sleeps for long may overlook what a signal handler starts
 """
     )
     process = start(script, server.url, before=PATCH)
@@ -169,7 +170,8 @@ logging.getLogger("urllib3").setLevel(logging.DEBUG)
 logging.getLogger("urllib3").propagate = False
 logging.getLogger("urllib3").addHandler(Interrupting())
 agent.record("tokens", "cus_1")
-time.sleep(30)
+while True:
+    time.sleep(0.05)
 """,
         server.url,
         before=PATCH,
