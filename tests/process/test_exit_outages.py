@@ -178,17 +178,18 @@ def test_ctrl_c_during_the_drain_ends_the_wait_and_not_the_accounting(
     sandbox.add_fault(Fault("hang"))
     process = start(
         """
-        import atexit
         agent = MeterAgent(sandbox_url=URL, shutdown_timeout_seconds=60)
         for n in range(250):
             assert agent.record("tokens", "cus_1")
-        atexit.register(print, "recorded")
+        def tell():
+            while not agent._pipeline._flusher.closing:
+                time.sleep(0.001)
+            print("draining")
+        threading.Thread(target=tell, daemon=True).start()
         """,
         server.url,
     )
-    wait_for(process, "recorded")
-    while not any(r.path.endswith("meter_event_stream") for r in sandbox.requests):
-        time.sleep(0.01)
+    wait_for(process, "draining")
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     _, err = process.communicate(timeout=45)
