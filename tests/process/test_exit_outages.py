@@ -178,6 +178,7 @@ def test_ctrl_c_during_the_drain_ends_the_wait_and_not_the_accounting(
     sandbox.add_fault(Fault("hang"))
     process = start(
         """
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell ignores it
         agent = MeterAgent(sandbox_url=URL, shutdown_timeout_seconds=60)
         for n in range(250):
             assert agent.record("tokens", "cus_1")
