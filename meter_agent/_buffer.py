@@ -181,6 +181,9 @@ class RingBuffer:
 
         In place, because product code may have bound `record` to a name of its own.
         """
+        for batch in self._in_flight:
+            # With gevent the child has a copy of the greenlet that sends it, and that goes on.
+            batch.abandoned = True
         self._events.clear()
         self._start_over()
 

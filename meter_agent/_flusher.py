@@ -180,9 +180,12 @@ class Flusher:
                 self._pull_and_process(work)
             finally:
                 work.close()
-        except BaseException as error:  # noqa: BLE001 - the application's thread excepthook is not ours
+        except BaseException as error:  # the application's thread excepthook is not ours
             self._put_off_next_start()
             self._on_death(error)
+            if isinstance(error, SystemExit | KeyboardInterrupt):
+                # With gevent, a signal handler that ends the process may have run in this greenlet.
+                raise
         finally:
             self._leave(me)
 

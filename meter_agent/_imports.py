@@ -39,6 +39,8 @@ def forget_unfinished() -> None:
 
 
 def _forget(name: str) -> None:
-    for module in list(sys.modules):
-        if module == name or module.startswith(f"{name}."):
-            del sys.modules[module]
+    # A package goes with its submodules: one that stays in `sys.modules` would not be imported
+    # again, and never become an attribute of the new package (tenacity relies on that).
+    for other in list(sys.modules):
+        if other == name or other.startswith(f"{name}."):
+            sys.modules.pop(other, None)

@@ -1,8 +1,8 @@
 """How a process ends and how it forks: atexit, fork, multiprocessing, SIGTERM.
 
-One hook of each kind per process, whatever the number of agents, installed with the first of them
-(importing the package installs nothing). The hooks find the agents in one registry; an agent that
-was closed, or collected with nothing left to send, is in it no more.
+One hook of each kind per process, whatever the number of agents, installed with the first of them;
+only that of `atexit` comes with the import. The hooks find the agents in one registry; an agent
+that was closed, or collected with nothing left to send, is in it no more.
 
 Who runs what: `atexit` runs at the end of the main module, after `sys.exit` and in gunicorn's
 workers. It does not run on SIGTERM without a handler, after `os._exit`, and in children of
@@ -66,7 +66,9 @@ class _State:
         self.pipelines: dict[Closable, None] = {}
         self.after_fork: dict[Callable[[], None], None] = {}
         self.installed = False
-        self.exiting = False
+        # An import that comes after the main thread has ended may be that of an exit handler, and
+        # an exit handler that it registers is not called any more.
+        self.exiting = not threading.main_thread().is_alive()
         self.sigterm_installed = False
         self.previous_sigterm: Any = None
         self.child_process_id: int | None = None
@@ -118,7 +120,6 @@ def _install() -> None:
     if _state.installed:
         return
     _state.installed = True
-    atexit.register(_at_exit)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork_in_child)
 
@@ -126,6 +127,11 @@ def _install() -> None:
 def _at_exit() -> None:
     close_all()
     _state.exiting = True
+
+
+# With the import and not with the first agent: that one may be built by an exit handler, and Python
+# calls none that is registered while they run.
+atexit.register(_at_exit)
 
 
 def close_all() -> None:
@@ -183,7 +189,7 @@ def _on_sigterm(signal_number: int, frame: FrameType | None) -> None:
 
 
 def _in_thread(target: Callable[[], None]) -> None:
-    threading.Thread(target=target, name="meter-agent-sigterm", daemon=True).start()
+    SystemRuntime().start_thread(target, "meter-agent-sigterm")
 
 
 def _flush_all() -> None:

@@ -9,11 +9,14 @@ wall clock (what a timestamp says), `monotonic()` is for durations and deadlines
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import os
 import queue
 import random
 import threading
 import time
+import types
 from collections.abc import Callable
 from typing import Protocol
 
@@ -128,24 +131,34 @@ class _QueueDoorbell:
     # `SimpleQueue.put` is written in C and documented as reentrant: a signal handler or `__del__`
     # that interrupts another `put` of the same thread cannot deadlock. `threading.Event` and
     # `Condition` take a lock written in Python's terms, and can (django-q2#346).
-    __slots__ = ("_rings",)
+    __slots__ = ("_made",)
 
     def __init__(self) -> None:
-        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+        # Made when it is first used: gevent may be set up between an agent and its first event, and
+        # a greenlet that waits at a queue from before would stop all the others.
+        self._made: dict[str, queue.SimpleQueue[None]] = {}
 
     def ring(self) -> None:
-        if self._rings.empty():
-            self._rings.put(None)
+        rings = self._rings()
+        if rings.empty():
+            rings.put(None)
 
     def wait(self, timeout: float | None) -> bool:
+        rings = self._rings()
         try:
-            self._rings.get(timeout=timeout)
+            rings.get(timeout=timeout)
         except queue.Empty:
             return False
         # Several rings say no more than one: the waiter looks at everything anyway.
-        while not self._rings.empty():
-            self._rings.get()
+        while not rings.empty():
+            rings.get()
         return True
+
+    def _rings(self) -> queue.SimpleQueue[None]:
+        if not self._made:
+            # One step: whoever comes second gets what the first one made.
+            self._made.setdefault("rings", queue.SimpleQueue())
+        return self._made["rings"]
 
 
 class SystemRuntime:
@@ -156,12 +169,16 @@ class SystemRuntime:
     # `time` at each call for the opposite reason: a frozen test should see its frozen timestamps.
     monotonic = staticmethod(time.monotonic)
     process_id = staticmethod(os.getpid)
-    thread_id = staticmethod(threading.get_ident)
     random = staticmethod(random.random)
 
     @property
     def clock(self) -> Clock:
         return time
+
+    def thread_id(self) -> int:
+        # Looked up at each call: gevent may replace it after this module was imported, and to the
+        # original all greenlets are one thread.
+        return threading.get_ident()
 
     def random_bits(self, bits: int) -> int:
         # Not the `random` module: an application that seeds it, or forks after seeding, would mint
@@ -171,13 +188,33 @@ class SystemRuntime:
     def condition(self) -> Condition:
         # Re-entrant, for an application that calls `flush()` or `close()` in a signal handler which
         # interrupted one of them in the same thread.
-        return threading.Condition(threading.RLock())  # type: ignore[return-value]  # __exit__
+        return threading.Condition(_thread.RLock())  # type: ignore[return-value]  # __exit__
 
     def reentrant_lock(self) -> ReentrantLock:
-        return threading.RLock()  # type: ignore[return-value]  # typeshed hides `_is_owned`
+        # The one in C. What gevent puts in the place of `threading.RLock` is written in Python: a
+        # signal handler that interrupts it would wait for itself, and one that raises would leave
+        # it locked for ever. To this one all greenlets are one thread, which is right as long as
+        # nothing that lets another greenlet run is called under it.
+        return _thread.RLock()  # type: ignore[return-value]  # typeshed hides `_is_owned`
 
     def doorbell(self) -> Doorbell:
         return _QueueDoorbell()
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
-        threading.Thread(target=target, name=name, daemon=True).start()
+        if isinstance(_thread.start_new_thread, types.BuiltinFunctionType):
+            run = _unheard(target)
+            threading.Thread(target=run, name=name, daemon=True).start()
+        else:
+            # gevent makes greenlets of threads. `Thread.start` would wait until this one runs,
+            # which a signal handler in gevent's loop cannot; and in a forked child, where greenlets
+            # live on, the end of `Thread` would fail on the books that `threading` has cleared.
+            _thread.start_new_thread(target, ())
+
+
+def _unheard(target: Callable[[], None]) -> Callable[[], None]:
+    # In a thread these two end nothing but the thread, and the thread excepthook is not ours.
+    def run() -> None:
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            target()
+
+    return run

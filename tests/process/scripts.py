@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 PRELUDE = """
@@ -35,9 +37,11 @@ def environment(url: str, *, forks: bool = False) -> dict[str, str]:
     return kept | {"SANDBOX": url, "PYTHONUNBUFFERED": "1"}
 
 
-def start(script: str, url: str, *, forks: bool = False) -> subprocess.Popen[str]:
+def start(script: str, url: str, *, before: str = "", forks: bool = False) -> subprocess.Popen[str]:
+    """Start *script*; *before* runs ahead of everything, `import meter_agent` included."""
+    text = textwrap.dedent(before) + PRELUDE + textwrap.dedent(script)
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(script)],
+        [sys.executable, "-W", "error", "-c", text],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -57,8 +61,32 @@ def finish(process: subprocess.Popen[str], *, timeout: float = 45.0) -> Any:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def run(script: str, url: str, *, forks: bool = False) -> Any:
-    return finish(start(script, url, forks=forks))
+def run(script: str, url: str, *, before: str = "", forks: bool = False) -> Any:
+    return finish(start(script, url, before=before, forks=forks))
+
+
+def run_file(path: Path, url: str, *arguments: str) -> Any:
+    """Run a module that its own children can import, as `multiprocessing` wants it."""
+    command = [sys.executable, "-W", "error", str(path), *arguments]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(url, forks=True),
+        start_new_session=True,
+    )
+    return finish(process)
+
+
+def ledger(done: Any) -> dict[str, Any]:
+    """Return the fields of the last line of the log, which must be the final ledger and add up."""
+    name, _, fields = done.stderr.strip().splitlines()[-1].partition(" ")
+    assert name == "meter_agent.closed", done.stderr
+    final: dict[str, Any] = ast.literal_eval(fields)
+    ended = final["delivered"] + final["dead_lettered"] + final["uncertain"]
+    assert final["recorded"] == ended + sum(final["dropped"].values()), final
+    return final
 
 
 def wait_for(process: subprocess.Popen[str], line: str) -> None:

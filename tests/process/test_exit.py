@@ -10,7 +10,7 @@ import pytest
 
 from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
-from tests.process.scripts import finish, run, start, wait_for
+from tests.process.scripts import finish, ledger, run, start, wait_for
 
 
 @pytest.fixture
@@ -60,10 +60,12 @@ def test_sys_exit_and_an_exception_deliver_and_keep_their_status(
     [
         Fault("status", status=503),
         Fault("hang"),
-        Fault("status", status=429, retry_after="300"),
+        Fault("status", status=429, retry_after="3600"),
         Fault("hang", on="session"),
+        Fault("delay", seconds=60),
+        Fault("reset"),
     ],
-    ids=["down", "hangs", "asks for five minutes", "session hangs"],
+    ids=["down", "hangs", "asks for an hour", "session hangs", "takes a minute", "resets"],
 )
 def test_exit_keeps_to_its_budget_and_says_what_is_left(
     sandbox: Sandbox, server: SandboxServer, fault: Fault
@@ -71,7 +73,7 @@ def test_exit_keeps_to_its_budget_and_says_what_is_left(
     sandbox.add_fault(fault)
     process = start(
         """
-        agent = MeterAgent(sandbox_url=URL, shutdown_timeout_seconds=1.0)
+        agent = MeterAgent(sandbox_url=URL, shutdown_timeout_seconds=0.5)
         for n in range(300):
             agent.record("tokens", "cus_1", n)
         print("recorded")
@@ -81,12 +83,11 @@ def test_exit_keeps_to_its_budget_and_says_what_is_left(
     wait_for(process, "recorded")
     began = time.monotonic()
     done = finish(process)
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 2.5
     assert done.returncode == 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("meter_agent.closed")
-    assert "'recorded': 300" in last
-    assert "'delivered': 0" in last
+    final = ledger(done)
+    assert (final["recorded"], final["delivered"], final["dead_lettered"]) == (300, 0, 0)
+    assert set(final["dropped"]) <= {"shutdown"}
 
 
 def test_two_agents_share_one_budget(sandbox: Sandbox, server: SandboxServer) -> None:
@@ -109,42 +110,6 @@ def test_two_agents_share_one_budget(sandbox: Sandbox, server: SandboxServer) ->
 def test_an_idle_agent_adds_nothing_to_the_exit_and_logs_nothing(server: SandboxServer) -> None:
     done = run("agent = MeterAgent(sandbox_url=URL)", server.url)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_the_first_event_in_an_exit_handler_that_runs_after_ours_is_delivered(
-    sandbox: Sandbox, server: SandboxServer
-) -> None:
-    done = run(
-        """
-        import atexit
-        atexit.register(lambda: print(meter_agent.record("late", "cus_1")))
-        MeterAgent(sandbox_url=URL).record("tokens", "cus_1")
-        os.environ["METER_AGENT_SANDBOX_URL"] = URL
-        """,
-        server.url,
-    )
-    assert done.stdout.strip() == "True"
-    assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "1"}, "late": {"cus_1": "1"}}
-
-
-def test_events_of_late_exit_handlers_share_one_budget_and_are_accounted_for(
-    sandbox: Sandbox, server: SandboxServer
-) -> None:
-    sandbox.add_fault(Fault("status", status=503))
-    done = run(
-        """
-        import atexit
-        def late():
-            agent = MeterAgent(sandbox_url=URL, shutdown_timeout_seconds=0.5)
-            began = time.monotonic()
-            print([agent.record("late", "cus_1") for _ in range(4)])
-            print(time.monotonic() - began < 1.5, agent.stats().balanced, agent.stats().in_flight)
-        atexit.register(late)
-        MeterAgent(sandbox_url=URL).close()
-        """,
-        server.url,
-    )
-    assert done.stdout.splitlines() == ["[True, False, False, False]", "True True 0"]
 
 
 def test_sigterm_without_a_handler_kills_as_ever(server: SandboxServer) -> None:

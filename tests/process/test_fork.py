@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,6 +12,16 @@ import pytest
 from meter_agent.sandbox import Sandbox
 from meter_agent.sandbox.server import SandboxServer
 from tests.process.scripts import run
+from tests.wire.servers import answer, listening
+
+SESSION = json.dumps(
+    {
+        "object": "v2.billing.meter_event_session",
+        "authentication_token": "token_1",
+        "created": "2026-01-01T00:00:00.000Z",
+        "expires_at": "2026-01-01T00:15:00.000Z",
+    }
+).encode()
 
 
 @pytest.fixture
@@ -136,7 +148,7 @@ def test_a_child_of_a_child_does_the_same(sandbox: Sandbox, server: SandboxServe
     assert customers(sandbox) == {"parent": 2, "child": 1, "grandchild": 1}
 
 
-def test_forks_while_threads_record_neither_hang_nor_double(
+def test_a_storm_of_forks_while_threads_record_neither_hangs_nor_doubles(
     sandbox: Sandbox, server: SandboxServer
 ) -> None:
     done = run(
@@ -146,19 +158,24 @@ def test_forks_while_threads_record_neither_hang_nor_double(
         agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=0.01)
         assert agent.record("tokens", "parent") and agent.flush(20)
         stop = threading.Event()
-        counts = [0] * 4
+        counts = [0] * 8
         def produce(mine):
-            while not stop.is_set() and counts[mine] < 10_000:
+            while not stop.is_set() and counts[mine] < 3_000:
                 counts[mine] += agent.record("tokens", "parent")
-        threads = [threading.Thread(target=produce, args=(n,)) for n in range(4)]
+                if not counts[mine] % 100:
+                    time.sleep(0.001)
+        threads = [threading.Thread(target=produce, args=(n,)) for n in range(8)]
         for thread in threads:
             thread.start()
-        for n in range(10):
+        children = []
+        for n in range(20):
             child = os.fork()
             if not child:
-                agent.record("tokens", f"child")
-                agent.close(10)
-                os._exit(0)
+                for _ in range(3):
+                    assert agent.record("tokens", "child")
+                os._exit(agent.close(20).delivered != 3)
+            children.append(child)
+        for child in children:
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         stop.set()
         for thread in threads:
@@ -169,7 +186,8 @@ def test_forks_while_threads_record_neither_hang_nor_double(
         server.url,
         forks=True,
     )
-    assert customers(sandbox) == {"parent": int(done.stdout) + 1, "child": 10}
+    assert done.returncode == 0
+    assert customers(sandbox) == {"parent": int(done.stdout) + 1, "child": 60}
     assert sandbox.totals()["duplicates"] == 0
 
 
@@ -257,48 +275,74 @@ def test_a_child_opens_connections_and_a_session_of_its_own(
     assert sum(r.path.endswith("meter_event_session") for r in sandbox.requests) == 2
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_children_of_multiprocessing_deliver_without_any_code_of_the_user(
-    sandbox: Sandbox, server: SandboxServer, method: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    import subprocess
-    import sys
+def test_no_byte_of_a_child_travels_on_a_connection_of_its_parent() -> None:
+    ports: dict[str, set[int]] = {"parent": set(), "child": set()}
 
-    from tests.process.scripts import environment
+    def note_port(connection: socket.socket, request: bytes) -> None:
+        if b"meter_event_session" in request:
+            answer(connection, SESSION)
+            return
+        customer = json.loads(request.partition(b"\r\n\r\n")[2])["events"][0]["payload"]
+        ports[customer["stripe_customer_id"]].add(connection.getpeername()[1])
+        answer(connection)
 
-    script = tmp_path_factory.mktemp("mp") / "main.py"
-    script.write_text(
-        """
-import multiprocessing, os, sys
-import meter_agent
-
-def work():
-    meter_agent.record("tokens", "child")
-
-if __name__ == "__main__":
-    os.environ["METER_AGENT_SANDBOX_URL"] = os.environ["SANDBOX"]
-    meter_agent.record("tokens", "parent")
-    context = multiprocessing.get_context(sys.argv[1])
-    children = [context.Process(target=work) for _ in range(3)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-        assert child.exitcode == 0
-""",
-        encoding="utf-8",
-    )
-    done = subprocess.run(
-        [sys.executable, str(script), method],
-        env=environment(server.url, forks=True),
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert "Error" not in done.stderr
+    with listening(note_port) as listener:
+        done = run(
+            """
+            import gc
+            agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=0.01, max_in_flight=1)
+            def use(customer):
+                agent.record("tokens", customer)
+                assert agent.flush(20)
+            use("parent")
+            for _ in range(3):
+                child = os.fork()
+                if not child:
+                    gc.collect()  # what is left of the parent's connections goes
+                    use("child")
+                    sys.exit(0)
+                use("parent")
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                use("parent")
+            """,
+            listener.url,
+            forks=True,
+        )
     assert done.returncode == 0
-    assert customers(sandbox) == {"parent": 1, "child": 3}
+    assert len(ports["parent"]) == 1  # kept alive through three children
+    assert len(ports["child"]) == 3
+    assert not ports["parent"] & ports["child"]
+
+
+def test_agents_that_are_gone_leave_nothing_for_a_child_to_start_over(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    done = run(
+        """
+        import gc
+        from meter_agent import _lifecycle
+        for n in range(50):
+            agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=0.01)
+            agent.record("tokens", "parent")
+            if n % 2:
+                assert agent.close(20).delivered == 1
+        del agent
+        gc.collect()
+        left_at = time.monotonic() + 20
+        while _lifecycle._state.pipelines or threading.active_count() > 1:
+            assert time.monotonic() < left_at, _lifecycle._state.pipelines
+            time.sleep(0.01)
+        child = os.fork()
+        if not child:
+            assert not _lifecycle._state.pipelines
+            sys.exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """,
+        server.url,
+        forks=True,
+    )
+    assert done.returncode == 0
+    assert customers(sandbox) == {"parent": 50}
 
 
 def test_a_child_of_a_closed_agent_stays_closed(server: SandboxServer) -> None:

@@ -37,7 +37,9 @@ def main() -> int:
                     traceback.print_exception(error)
                 if len(failed) == arguments.failures:
                     break
-    print(f"{seed - first + 1} worlds in {time.monotonic() - began:.1f} s, failed: {failed or 'none'}")
+    print(
+        f"{seed - first + 1} worlds in {time.monotonic() - began:.1f} s, failed: {failed or 'none'}"
+    )
     return bool(failed)
 
 
