@@ -12,8 +12,8 @@ are sending, or sleep until they are called to watch.
 - A watcher beside busy senders takes a full batch only when none of them has pulled for 5 ms: on a
   fast network one thread does it all, on a slow one they all help.
 - `flush()` waits for a position in the order of recording, never for an empty buffer.
-- A sender that dies leaves its batch to the next one, which the next `record()`, `flush()` or
-  `close()` starts.
+- A sender that dies leaves its batch to the next one, which starts at once, or rests for a second
+  when the death before was recent.
 
 The lock of `_changed` guards the state of the senders, `_progress` is what `flush` and `close` wait
 on. Nothing is sent, logged or called back under either, and `record()` takes neither: it only rings
@@ -33,7 +33,7 @@ from meter_agent._runtime import Runtime
 __all__ = ["Flusher", "Work"]
 
 _HELP_AFTER_SECONDS = 0.005
-_START_AGAIN_SECONDS = 1.0
+_REST_SECONDS = 1.0
 _LEAVE_SECONDS = 0.2
 _DEATHS_APART_SECONDS = 10.0
 
@@ -92,7 +92,8 @@ class Flusher:
         # `pop` is one step: a signal handler that records while the thread it interrupted is
         # starting a sender must not start another.
         self._nobody_sends = deque([True])
-        self._start_again_at = 0.0
+        self._rest_until = 0.0
+        self._no_rest = runtime.doorbell()
         self._died_at = float("-inf")
         self._threadless = False
         self._changed = runtime.condition()
@@ -122,10 +123,6 @@ class Flusher:
         if self._unwatched_since:
             self._find_a_watcher()
         if not self._nobody_sends or self._stopped:
-            return
-        if self._runtime.monotonic() < self._start_again_at:
-            # The last sender has just died. Let the next `record()` ask again.
-            self._buffer.set_alarm(1)
             return
         try:
             self._nobody_sends.pop()
@@ -175,13 +172,14 @@ class Flusher:
                 return  # two callers found that a watcher was missing
             self._senders.add(me)
         try:
+            self._rest()
             work = self._open_work()
             try:
                 self._pull_and_process(work)
             finally:
                 work.close()
         except BaseException as error:  # the application's thread excepthook is not ours
-            self._put_off_next_start()
+            self._call_for_rest()
             self._on_death(error)
             if isinstance(error, SystemExit | KeyboardInterrupt):
                 # With gevent, a signal handler that ends the process may have run in this greenlet.
@@ -207,12 +205,18 @@ class Flusher:
                 self.wake()
         self._tell_progress()
 
-    def _put_off_next_start(self) -> None:
+    def _call_for_rest(self) -> None:
         # One death is mended at once; when the next one follows soon, there is a pattern to it.
         now = self._runtime.monotonic()
         if now < self._died_at + _DEATHS_APART_SECONDS:
-            self._start_again_at = now + _START_AGAIN_SECONDS
+            self._rest_until = now + _REST_SECONDS
         self._died_at = now
+
+    def _rest(self) -> None:
+        # The first sender after such deaths waits before it begins, unless somebody is in a hurry.
+        left = self._rest_until - self._runtime.monotonic()
+        if left > 0 and not self._closing and not self._stopped:
+            self._no_rest.wait(left)
 
     def _pull_and_process(self, work: Work) -> None:
         eager = False
@@ -415,6 +419,7 @@ class Flusher:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        self._no_rest.ring()
         self._doorbell.ring()
         self._tell_progress()
         deadline = self._runtime.monotonic() + _LEAVE_SECONDS
@@ -428,7 +433,8 @@ class Flusher:
     def _set_to_work(self) -> None:
         if self._buffer.is_drained:
             return
-        self._start_again_at = 0.0
+        self._rest_until = 0.0
+        self._no_rest.ring()
         self._pace.hurry()
         self.wake()
         with self._changed:
@@ -456,7 +462,7 @@ class Flusher:
         with self._progress:
             if self._nobody_sends and not done() and not self._is_past(deadline):
                 left = float("inf") if deadline is None else deadline - self._runtime.monotonic()
-                self._progress.wait(min(left, _START_AGAIN_SECONDS))
+                self._progress.wait(min(left, _REST_SECONDS))
 
     def _wait_while_somebody_sends(self, done: Callable[[], bool], deadline: float | None) -> bool:
         with self._progress:
