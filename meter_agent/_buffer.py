@@ -26,11 +26,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from meter_agent._batch import Batch
 from meter_agent._event import MeterEvent
-from meter_agent._ledger import DropReason, Outcome, Tally
+from meter_agent._ledger import Counts, DropReason, Outcome, Tally
 from meter_agent._runtime import Doorbell, Runtime
 
-__all__ = ["Batch", "Counts", "Record", "RingBuffer"]
+__all__ = ["Record", "RingBuffer"]
 
 _PLACES_UNDER_LOCK = 1024
 _PLACES_KEPT_FROM_NESTED_CALLS = 8
@@ -55,59 +56,6 @@ class Record(Protocol):
     ) -> bool:
         """Take one event; True when it is held."""
         ...
-
-
-class Batch:
-    """Events that one sender holds, from `take()` until the last of them is settled."""
-
-    __slots__ = (
-        "abandoned",
-        "attempted",
-        "claim",
-        "events",
-        "floor",
-        "oldest_timestamp",
-        "open",
-        "position",
-        "sent_at",
-        "size",
-    )
-
-    def __init__(self, events: list[Any], *, position: int, floor: int) -> None:
-        self.events: list[Any] | None = events
-        """As recorded; None once frozen into *open*."""
-        self.size = len(events)
-        """Events not settled yet."""
-        self.position = position
-        """Which event of this buffer the first one is; identifiers derive from it."""
-        self.floor = floor
-        """How many events had left the buffer before these."""
-        self.open: list[MeterEvent] = []
-        """The frozen events that are not settled yet."""
-        self.oldest_timestamp = 0.0
-        self.sent_at: dict[int, float] = {}
-        """Wall seconds of the first request with each event (by `id`), whatever came of it."""
-        self.attempted: dict[int, tuple[float, float]] = {}
-        """Wall and monotonic seconds of the first request with each event (by `id`) that Stripe
-        may have accepted. Replaced and never changed, so that an earlier state can be kept."""
-        self.claim: tuple[int, Outcome] | None = None
-        """How many events a sender is just settling, and as what."""
-        self.abandoned = False
-        """Accounted for by `close()`; what a late answer says changes nothing any more."""
-
-
-class Counts:
-    """What the buffer knows about its events, read at one moment."""
-
-    __slots__ = ("buffered", "dropped", "in_flight", "oldest_recorded_at", "recorded", "settled")
-
-    def __init__(self) -> None:
-        self.recorded = 0
-        self.buffered = 0
-        self.in_flight = 0
-        self.settled: dict[Outcome, int] = {}
-        self.dropped: dict[str, int] = {}
-        self.oldest_recorded_at: float | None = None
 
 
 class _Gate:

@@ -21,7 +21,7 @@ from typing import Protocol
 from tenacity import RetryCallState, Retrying, retry_if_result
 
 from meter_agent._answer import SAME_BYTES_AGAIN, Answer, Verdict
-from meter_agent._buffer import Batch
+from meter_agent._batch import Batch
 from meter_agent._dead_letters import DeadLetterReason
 from meter_agent._event import TIMESTAMP_PAST_SECONDS_MAX, MeterEvent
 from meter_agent._ledger import Outcome, Traffic

@@ -26,7 +26,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from meter_agent._buffer import Batch, RingBuffer
+from meter_agent._batch import Batch
+from meter_agent._buffer import RingBuffer
 from meter_agent._pace import Pace
 from meter_agent._runtime import Runtime
 

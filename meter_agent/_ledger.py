@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["DropReason", "Outcome", "Stats", "Tally", "Traffic"]
+__all__ = ["Counts", "DropReason", "Outcome", "Stats", "Tally", "Traffic"]
 
 
 class Outcome(enum.StrEnum):
@@ -68,6 +68,20 @@ class Tally:
         """Return the count. Callers hold one common lock, because looking moves the counter."""
         self._reads += 1
         return next(self._ticks) - self._reads + 1
+
+
+class Counts:
+    """What a buffer knows about its events, read at one moment."""
+
+    __slots__ = ("buffered", "dropped", "in_flight", "oldest_recorded_at", "recorded", "settled")
+
+    def __init__(self) -> None:
+        self.recorded = 0
+        self.buffered = 0
+        self.in_flight = 0
+        self.settled: dict[Outcome, int] = {}
+        self.dropped: dict[str, int] = {}
+        self.oldest_recorded_at: float | None = None
 
 
 class Traffic:

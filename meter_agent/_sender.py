@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from meter_agent._answer import Answer
-from meter_agent._buffer import Batch, RingBuffer
+from meter_agent._batch import Batch
+from meter_agent._buffer import RingBuffer
 from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReason, letter_of
 from meter_agent._delivery import Delivery
 from meter_agent._event import EventEncoder, MeterEvent, describe, format_timestamp

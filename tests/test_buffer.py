@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meter_agent._buffer import Batch, RingBuffer
+from meter_agent._batch import Batch
+from meter_agent._buffer import RingBuffer
 from meter_agent._event import EventEncoder
 from meter_agent._ledger import DropReason, Outcome
 from meter_agent._runtime import SystemRuntime

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meter_agent._answer import Answer
-from meter_agent._buffer import Batch
+from meter_agent._batch import Batch
 from meter_agent._dead_letters import DeadLetterReason
 from meter_agent._delivery import BodyLimit, Delivery
 from meter_agent._event import EventEncoder, MeterEvent
