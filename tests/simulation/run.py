@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from unittest.mock import patch
 
-from meter_agent import _buffer, _delivery, _log, _sender, _stream  # noqa: F401 - see below
+from meter_agent import _buffer, _delivery, _lifecycle, _log, _sender, _stream  # noqa: F401 - see below
 from tests.simulation.scheduler import BrokenPromiseError
 from tests.simulation.world import World
 
@@ -39,4 +39,6 @@ def run_seed(seed: int, directory: Path) -> World:
         raise BrokenPromiseError(f"{violation}\nagain: make sim SEED={seed}") from None
     finally:
         gc.enable()
+        # The world of a broken promise stands still; the exit of this process is not to wait for it.
+        _lifecycle._state.pipelines.clear()
     return world
