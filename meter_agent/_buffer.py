@@ -210,10 +210,10 @@ class RingBuffer:
             entered = self._enter_nested(event)
         else:
             entered = self._enter_in_turn(event)
-        if not entered:
-            return self._refuse()
+        # Also by an event that found no place: when no thread could be started before, the next
+        # call has to try again, and in a full buffer each next call is one of these.
         self._ring_if_wanted()
-        return True
+        return entered or self._refuse()
 
     def _start_over_once(self) -> bool:
         # No hook saw the fork, and several threads of the child may record first. One of them

@@ -397,6 +397,16 @@ def test_what_is_being_settled_when_the_agent_closes_is_counted_by_its_claim() -
     assert balanced(buffer)
 
 
+def test_an_event_that_finds_no_place_wakes_a_sender_that_is_still_wanted() -> None:
+    buffer, wakes = make_buffer(capacity=1)
+    record = buffer.recorder()
+    assert record("tokens", "cus_1")
+    buffer.set_alarm(1)  # as it is done when no thread could be started
+    before = wakes.count
+    assert not record("tokens", "cus_1")
+    assert wakes.count == before + 1
+
+
 def test_callers_that_wait_for_a_place_do_not_ring_each_other_without_one() -> None:
     runtime = VirtualRuntime()
     buffer, _ = make_buffer(runtime, capacity=1)

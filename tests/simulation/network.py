@@ -24,6 +24,7 @@ class Network:
         scheduler: Passes the time.
         random: Draws delays.
         sandbox: The server.
+        batch_size: Most events that a request may carry.
         latency_seconds_max: Longest way there, and longest way back.
         lookup_seconds_max: Longest name lookup, which no timeout bounds.
     """
@@ -34,11 +35,13 @@ class Network:
         random: Random,
         sandbox: Sandbox,
         *,
+        batch_size: int,
         latency_seconds_max: float,
         lookup_seconds_max: float,
     ) -> None:
         self.scheduler = scheduler
         self.sandbox = sandbox
+        self.batch_size = batch_size
         self.down = False
         self.deadly = 0.0
         """How likely the thread that sends a request dies of it."""
@@ -99,6 +102,8 @@ class Network:
                     f"{identifier} changed: {self._bodies[identifier]} -> {form}"
                 )
             identifiers.append(identifier)
+        if len(identifiers) > self.batch_size:
+            raise BrokenPromiseError(f"a batch of {len(identifiers)} events")
         if len(set(identifiers)) != len(identifiers):
             raise BrokenPromiseError("one request carried an identifier twice")
         return identifiers

@@ -39,6 +39,6 @@ def run_seed(seed: int, directory: Path) -> World:
         raise BrokenPromiseError(f"{violation}\nagain: make sim SEED={seed}") from None
     finally:
         gc.enable()
-        # The world of a broken promise stands still; the exit of this process is not to wait for it.
+        # A world in which a promise broke stands still: no exit of this process may wait for it.
         _lifecycle._state.pipelines.clear()
     return world

@@ -81,14 +81,15 @@ class World:
             time=lambda: START + self.scheduler.now,
             seed=seed,
         )
+        self.settings = self.draw_settings()
         self.network = Network(
             self.scheduler,
             random,
             self.sandbox,
+            batch_size=self.settings["batch_size"],
             latency_seconds_max=random.choice((0.0, 0.01, 0.2)),
             lookup_seconds_max=0.0,
         )
-        self.settings = self.draw_settings()
         self.path = directory / f"{seed}.jsonl"
         self.books = Books()
         self.sandbox.add_fault(
@@ -213,6 +214,8 @@ class World:
         """All trouble is over: what is held must arrive, and then all must be still."""
         before = self.books.held_for_sure()
         if self.random.random() < 0.5:
+            if self.lacks_threads:
+                self.record()  # which finds that threads can be started again
             self.scheduler.wait(UNASKED_SECONDS)
             self.check_settled(before)
         if not self.agent.flush(PATIENCE_SECONDS):
