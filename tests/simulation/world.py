@@ -37,7 +37,7 @@ TRACED = frozenset(
     )
 )
 STORM_SECONDS_MAX = 120.0
-UNASKED_SECONDS = 300.0
+UNASKED_SECONDS = 1200.0
 """After so long without trouble everything is sent, though nobody asked: longer than any interval,
 back-off, timeout and queue of these worlds."""
 IDLE_SECONDS = 600.0
