@@ -148,7 +148,8 @@ def judge(
     slowly = verdict is Verdict.UNAUTHORIZED
     should_retry = headers.get("Stripe-Should-Retry", "").strip().lower()
     if should_retry == "true" and verdict not in SAME_BYTES_AGAIN:
-        verdict = Verdict.RETRY
+        # What it refuses in words it may hold in part; see `_delivery`.
+        verdict, maybe_accepted = Verdict.RETRY, verdict is not Verdict.TOO_LARGE
     elif should_retry == "false" and verdict in {Verdict.RETRY, Verdict.RATE_LIMITED}:
         slowly = True
     if "session_expired" in f"{kind} {code}":

@@ -132,6 +132,7 @@ class RingBuffer:
         for batch in self._in_flight:
             # With gevent the child has a copy of the greenlet that sends it, and that goes on.
             batch.abandoned = True
+            batch.claim = None
         self._events.clear()
         self._start_over()
 

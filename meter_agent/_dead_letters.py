@@ -18,8 +18,9 @@ from typing import Any
 
 from meter_agent._event import MeterEvent, format_timestamp
 from meter_agent._log import EventLog
+from meter_agent.exceptions import InvalidEventError
 
-__all__ = ["DeadLetter", "DeadLetterFile", "DeadLetterReason", "letter_of"]
+__all__ = ["DeadLetter", "DeadLetterFile", "DeadLetterReason", "format_anyhow", "letter_of"]
 
 FILE_BYTES_MAX = 256 * 1024 * 1024
 
@@ -95,10 +96,21 @@ def letter_of(
         message=message,
         code=code,
         request_id=request_id,
-        recorded_at=format_timestamp(event.recorded_at),
-        attempted_at=None if attempted_at is None else format_timestamp(attempted_at),
-        settled_at=format_timestamp(settled_at),
+        recorded_at=format_anyhow(event.recorded_at),
+        attempted_at=None if attempted_at is None else format_anyhow(attempted_at),
+        settled_at=format_anyhow(settled_at),
     )
+
+
+def format_anyhow(unix_seconds: float) -> str:
+    """Return RFC 3339, or the bare number where the calendar ends.
+
+    The clock of a host may be far off; the letters of its events must be written still.
+    """
+    try:
+        return format_timestamp(unix_seconds)
+    except InvalidEventError:
+        return str(unix_seconds)
 
 
 class DeadLetterFile:
@@ -132,17 +144,19 @@ class DeadLetterFile:
     def announce(self, letter: DeadLetter) -> None:
         """Log *letter* and hand it to the callback; call it outside every lock, once per letter."""
         event = "meter_agent.events_uncertain" if letter.uncertain else _ANNOUNCEMENT
-        self._log.say(
-            event,
-            key=letter.reason,
-            reason=letter.reason,
-            identifier=letter.event.get("identifier"),
-            code=letter.code,
-            error=letter.message,
-            request_id=letter.request_id,
-        )
-        if self._on_letter is not None:
-            self._on_letter(letter)
+        try:
+            self._log.say(
+                event,
+                key=letter.reason,
+                reason=letter.reason,
+                identifier=letter.event.get("identifier"),
+                code=letter.code,
+                error=letter.message,
+                request_id=letter.request_id,
+            )
+        finally:
+            if self._on_letter is not None:
+                self._on_letter(letter)
 
     def _append(self, line: bytes) -> None:
         if self._path is None:

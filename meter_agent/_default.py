@@ -140,17 +140,22 @@ def reopen() -> MeterAgent:
 def _agent_or_refusal() -> MeterAgent:
     _lifecycle.call_after_fork(_renew_lock)
     with _default.lock:
-        if _default.agent is None:
-            try:
-                agent = MeterAgent()
-            except ConfigError as error:
-                # `record()` never raises: who misses events finds this line, and the count.
-                _default.wrong = error
-                agent = refusing(DropReason.NOT_CONFIGURED)
-                write("meter_agent.not_configured", logging.ERROR, error=str(error))
-            _default.agent = agent
-            _default.record = agent.record
-        return _default.agent
+        if _default.agent is not None:
+            return _default.agent
+        try:
+            agent = MeterAgent(Config.from_env())
+        except ConfigError as error:
+            # `record()` never raises: who misses events finds the line below, and the count.
+            _default.wrong = error
+            agent = refusing(DropReason.NOT_CONFIGURED)
+        _default.agent = agent
+        _default.record = agent.record
+    # Outside the lock: a logging handler may record, in a thread that holds the handler's own lock.
+    if _default.wrong is not None:
+        write("meter_agent.not_configured", logging.ERROR, error=str(_default.wrong))
+    else:
+        agent._pipeline.tell_unknown_variables()  # noqa: SLF001
+    return agent
 
 
 def _renew_lock() -> None:

@@ -35,6 +35,7 @@ __all__ = ["Flusher", "Work"]
 
 _HELP_AFTER_SECONDS = 0.005
 _REST_SECONDS = 1.0
+_REST_WHILE_CLOSING_SECONDS = 0.1
 _LEAVE_SECONDS = 0.2
 _DEATHS_APART_SECONDS = 10.0
 
@@ -96,6 +97,7 @@ class Flusher:
         self._rest_until = 0.0
         self._no_rest = runtime.doorbell()
         self._died_at = float("-inf")
+        self._deaths = 0
         self._threadless = False
         self._changed = runtime.condition()
         self._senders: set[int] = set()
@@ -152,7 +154,7 @@ class Flusher:
     def _start(self, target: Callable[[], None]) -> bool:
         try:
             self._runtime.start_thread(target, "meter-agent-sender")
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             # The interpreter is shutting down (cpython#113964), or out of threads. `flush()` and
             # `close()` then do the work in the calling thread.
             self._threadless = True
@@ -209,6 +211,7 @@ class Flusher:
     def _call_for_rest(self) -> None:
         # One death is mended at once; when the next one follows soon, there is a pattern to it.
         now = self._runtime.monotonic()
+        self._deaths += 1
         if now < self._died_at + _DEATHS_APART_SECONDS:
             self._rest_until = now + _REST_SECONDS
         self._died_at = now
@@ -216,8 +219,8 @@ class Flusher:
     def _rest(self) -> None:
         # The first sender after such deaths waits before it begins, unless somebody is in a hurry.
         left = self._rest_until - self._runtime.monotonic()
-        if left > 0 and not self._closing and not self._stopped:
-            self._no_rest.wait(left)
+        if left > 0 and not self._stopped:
+            self._no_rest.wait(min(left, _REST_WHILE_CLOSING_SECONDS) if self._closing else left)
 
     def _pull_and_process(self, work: Work) -> None:
         eager = False
@@ -377,6 +380,7 @@ class Flusher:
         """Send what waits; True when everything recorded before the call is settled."""
         through = self._buffer.recorded_through()
         deadline = None if timeout is None else self._runtime.monotonic() + timeout
+        deaths = self._deaths
         with self._changed:
             self._flush_through = max(self._flush_through, through)
         self._set_to_work()
@@ -384,7 +388,7 @@ class Flusher:
         def settled() -> bool:
             return self._buffer.settled_through() >= through
 
-        return self._wait_until(settled, deadline)
+        return self._wait_until(settled, deadline, deaths)
 
     def drain(self, deadline: float) -> None:
         """Send what waits, without regard to batch sizes, until *deadline* (monotonic seconds).
@@ -395,8 +399,9 @@ class Flusher:
             self._closing = True
             self._changed.notify()
         self._pace.close(deadline)
+        deaths = self._deaths
         self._set_to_work()
-        self._wait_until(lambda: self._buffer.is_drained, deadline)
+        self._wait_until(lambda: self._buffer.is_drained, deadline, deaths)
 
     def disown(self) -> None:
         """In a child of `fork`: a thread that goes on in here belongs to the parent's work."""
@@ -408,6 +413,7 @@ class Flusher:
         Takes no lock: the garbage collector calls it, in whatever thread it likes.
         """
         self._retiring = True
+        self._no_rest.ring()
         self._doorbell.ring()
         return bool(self._nobody_sends) and self._buffer.is_drained
 
@@ -443,15 +449,21 @@ class Flusher:
         if helper:
             self._start_helper()
 
-    def _wait_until(self, done: Callable[[], bool], deadline: float | None) -> bool:
+    def _wait_until(
+        self, done: Callable[[], bool], deadline: float | None, deaths: int = 0
+    ) -> bool:
+        # *deaths* is how many senders had died before this was asked for.
         if self.called_from_sender:
             return done()  # waiting for ourselves would last for ever
         if self._threadless and not done():
             self._work_here(done, deadline)
         while not self._wait_while_somebody_sends(done, deadline):
-            if self._stopped or self._closing or self._is_past(deadline):
+            if self._stopped or self._is_past(deadline):
                 return done()
+            if self._closing and self._deaths == deaths:
+                return done()  # no sender sees a chance before the deadline
             # The last sender has died, or none could be started, and there is still time.
+            deaths = self._deaths
             self.wake()
             if self._threadless:
                 self._work_here(done, deadline)

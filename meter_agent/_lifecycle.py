@@ -68,7 +68,11 @@ class _State:
         self.installed = False
         # An import that comes after the main thread has ended may be that of an exit handler, and
         # an exit handler that it registers is not called any more.
-        self.exiting = not threading.main_thread().is_alive()
+        main = threading.main_thread()
+        # In a child forked by another thread, that one passes for the main thread and may be over.
+        self.exiting = type(main).__name__ == "_MainThread" and not main.is_alive()
+        self.closing = False
+        self.kill_with: int | None = None
         self.sigterm_installed = False
         self.previous_sigterm: Any = None
         self.child_process_id: int | None = None
@@ -125,8 +129,11 @@ def _install() -> None:
 
 
 def _at_exit() -> None:
+    _state.closing = True
     close_all()
     _state.exiting = True
+    if _state.kill_with is not None:
+        os.kill(os.getpid(), _state.kill_with)
 
 
 # With the import and not with the first agent: that one may be built by an exit handler, and Python
@@ -183,13 +190,22 @@ def _on_sigterm(signal_number: int, frame: FrameType | None) -> None:
     elif previous == signal.SIG_DFL:
         # A second SIGTERM kills at once, and so does ours after the drain: the exit status stays.
         signal.signal(signal_number, signal.SIG_DFL)
-        _in_thread(lambda: _close_and_kill(signal_number))
+        if _in_thread(lambda: _close_and_kill(signal_number)):
+            return
+        _state.kill_with = signal_number
+        if not _state.closing:
+            _close_and_kill(signal_number)
     else:
         _in_thread(_flush_all)
 
 
-def _in_thread(target: Callable[[], None]) -> None:
-    SystemRuntime().start_thread(target, "meter-agent-sigterm")
+def _in_thread(target: Callable[[], None]) -> bool:
+    try:
+        SystemRuntime().start_thread(target, "meter-agent-sigterm")
+    except RuntimeError:
+        # Python 3.12 starts no thread once the interpreter ends; then the exit hook is at work.
+        return False
+    return True
 
 
 def _flush_all() -> None:

@@ -8,9 +8,15 @@ from typing import Any
 from meter_agent._answer import Answer
 from meter_agent._batch import Batch
 from meter_agent._buffer import RingBuffer
-from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReason, letter_of
+from meter_agent._dead_letters import (
+    DeadLetter,
+    DeadLetterFile,
+    DeadLetterReason,
+    format_anyhow,
+    letter_of,
+)
 from meter_agent._delivery import Delivery
-from meter_agent._event import EventEncoder, MeterEvent, describe, format_timestamp
+from meter_agent._event import EventEncoder, MeterEvent, describe
 from meter_agent._ledger import Outcome
 from meter_agent._runtime import Runtime
 from meter_agent.exceptions import InvalidEventError
@@ -81,21 +87,23 @@ class Sender:
         reason: DeadLetterReason | None,
         answer: Answer | None,
     ) -> None:
-        if reason is None:
-            self._buffer.settle(batch, part, outcome)
-        elif self._buffer.claim(batch, part, outcome):
-            self._keep(batch, [self._letter(batch, event, reason, answer) for event in part])
+        letters = [self._letter(batch, event, reason, answer) for event in part] if reason else []
+        if self._buffer.claim(batch, part, outcome):
+            self._keep(batch, letters)
 
     def _keep(self, batch: Batch, letters: list[DeadLetter]) -> None:
         # Counted last: when `flush()` says that an event is settled, its letter is in the file and
         # the callback has seen it. The file first, because a callback may take its time.
-        try:
+        stopped: BaseException | None = None
+        for act in (self._letters.write, self._letters.announce):
             for letter in letters:
-                self._letters.write(letter)
-            for letter in letters:
-                self._letters.announce(letter)
-        finally:
-            self._buffer.settle_claim(batch)
+                try:
+                    act(letter)
+                except BaseException as error:  # noqa: BLE001 - raised again below
+                    stopped = stopped or error
+        self._buffer.settle_claim(batch)
+        if stopped is not None:
+            raise stopped
 
     def _invalid(self, event: Any, rule: str) -> DeadLetter:
         return DeadLetter(
@@ -104,9 +112,9 @@ class Sender:
             message=rule,
             code=None,
             request_id=None,
-            recorded_at=_format_anyhow(event[0]),
+            recorded_at=format_anyhow(event[0]),
             attempted_at=None,
-            settled_at=_format_anyhow(self._runtime.clock.time()),
+            settled_at=format_anyhow(self._runtime.clock.time()),
         )
 
     def _letter(
@@ -121,11 +129,3 @@ class Sender:
             attempted_at=batch.sent_at.get(id(event)),
             settled_at=self._runtime.clock.time(),
         )
-
-
-def _format_anyhow(unix_seconds: float) -> str:
-    # A host whose clock is far off makes its events invalid; their letters must be written still.
-    try:
-        return format_timestamp(unix_seconds)
-    except InvalidEventError:
-        return str(unix_seconds)

@@ -92,7 +92,7 @@ TABLE: list[tuple[str, int, bytes, dict[str, str], Verdict, bool]] = [
     ("unavailable", 503, HTML, {}, Verdict.RETRY, True),
     ("a status nobody knows", 599, b"", {}, Verdict.RETRY, True),
     ("a teapot", 418, error("x"), {}, Verdict.RETRY, True),
-    ("retry, says Stripe", 400, error("x"), {"stripe-should-retry": "true"}, Verdict.RETRY, False),
+    ("retry, says Stripe", 400, error("x"), {"stripe-should-retry": "true"}, Verdict.RETRY, True),
 ]
 
 
@@ -217,3 +217,10 @@ def test_no_answer_makes_the_judge_raise_and_only_success_is_accepted(
 ) -> None:
     answer = judge(status, CaseInsensitiveDict(headers), body, host="h", wall_time=NOW)
     assert answer.verdict is not Verdict.ACCEPTED or 200 <= status < 300
+
+
+@pytest.mark.parametrize("code", ["duplicate_meter_event", "payload_invalid_value"])
+def test_a_refusal_that_shall_be_tried_again_may_have_been_taken_in_part(code: str) -> None:
+    body = json.dumps({"error": {"code": code}}).encode()
+    answer = judge(400, {"Stripe-Should-Retry": "true"}, body, host="h", wall_time=0.0)
+    assert (answer.verdict, answer.maybe_accepted) == (Verdict.RETRY, True)

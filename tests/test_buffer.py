@@ -397,6 +397,18 @@ def test_what_is_being_settled_when_the_agent_closes_is_counted_by_its_claim() -
     assert balanced(buffer)
 
 
+def test_a_forked_child_counts_nothing_of_what_its_parent_is_settling() -> None:
+    buffer, _ = make_buffer()
+    buffer.recorder()("tokens", "cus_1")
+    batch = buffer.take(1)
+    assert batch is not None
+    freeze(buffer, batch)
+    assert buffer.claim(batch, batch.open, Outcome.DEAD_LETTERED)
+    buffer.start_over_after_fork()
+    buffer.settle_claim(batch)
+    assert buffer.counts().settled[Outcome.DEAD_LETTERED] == 0
+
+
 def test_an_event_that_finds_no_place_wakes_a_sender_that_is_still_wanted() -> None:
     buffer, wakes = make_buffer(capacity=1)
     record = buffer.recorder()

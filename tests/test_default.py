@@ -128,3 +128,37 @@ def test_a_default_agent_that_was_closed_opens_again_with_its_settings_and_callb
 def test_opening_again_says_what_is_wrong_with_the_settings() -> None:
     with pytest.raises(ConfigError, match="METER_AGENT_API_KEY"):
         _default.reopen()
+
+
+def test_handlers_that_record_while_the_default_agent_is_built_wait_for_no_one() -> None:
+    """One thread builds it and has something to log, another records from within a handler."""
+    emitting, building = threading.Event(), threading.Event()
+
+    class Recording(logging.Handler):
+        def emit(self, line: logging.LogRecord) -> None:
+            if line.name == "application":
+                emitting.set()
+                building.wait(20)
+                meter_agent.record("tokens", "cus_1")
+
+    def build() -> None:
+        emitting.wait(20)
+        building.set()
+        meter_agent.record("tokens", "cus_1")
+
+    handler = Recording()
+    logging.getLogger().addHandler(handler)
+    try:
+        threads = [
+            threading.Thread(target=logging.getLogger("application").error, args=("line",)),
+            threading.Thread(target=build),
+        ]
+        for thread in threads:
+            thread.daemon = True
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert meter_agent.stats().recorded == 2

@@ -6,7 +6,6 @@ by the lifespan protocol, and wait for its answer.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,7 +18,7 @@ __all__ = ["add_lifespan", "meter_agent_lifespan"]
 _Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 # Applications of one process that share an agent: only the last one closes it. None: the default.
-_serving: Counter[MeterAgent | None] = Counter()
+_serving: list[MeterAgent | None] = []
 
 
 @asynccontextmanager
@@ -43,14 +42,15 @@ async def meter_agent_lifespan(
         reopen()
     elif agent.closed:
         raise ValueError(f"agent={agent!r} is closed; build one for each start of the application")
-    _serving[agent] += 1
+    _serving.append(agent)
     try:
         yield
     finally:
-        _serving[agent] -= 1
-        if not _serving[agent]:
-            del _serving[agent]
-            await (get_agent() if agent is None else agent).aclose()
+        _serving.remove(agent)
+        ended = get_agent() if agent is None else agent
+        # The default agent may be served under its own name as well.
+        if ended not in _serving and not (None in _serving and ended is get_agent()):
+            await ended.aclose()
 
 
 def add_lifespan(app: _Application, *, agent: MeterAgent | None = None) -> _Application:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+import time
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
-from meter_agent import Stats
+from meter_agent import Stats, _sender
+from meter_agent._dead_letters import DeadLetterFile, letter_of
 from meter_agent._delivery import Delivery
+from meter_agent._runtime import SystemRuntime
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent, sender_threads, wait_until
 
@@ -165,3 +169,101 @@ def test_the_next_record_replaces_a_sender_that_died_in_its_sleep(
     agent.record("tokens", "cus_1")
     assert wait_until(agent, lambda: agent.stats().delivered == 2)
     assert sandbox.totals()["accepted"] == 2
+
+
+def test_a_letter_that_cannot_be_made_costs_no_batch_and_no_storm_of_threads(
+    make_agent: MakeAgent, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_letter, bombs = letter_of, [MemoryError("once")]
+
+    def fail_once(*arguments: Any, **options: Any) -> Any:
+        if bombs:
+            raise bombs.pop()
+        return make_letter(*arguments, **options)
+
+    monkeypatch.setattr(_sender, "letter_of", fail_once)
+    sandbox.add_fault(Fault("poison", match={"customer": "cus_2"}))
+    letters: list[Any] = []
+    agent = make_agent(on_dead_letter=letters.append)
+    agent.record("tokens", "cus_2")
+    assert agent.flush(20)
+    assert not bombs
+    assert (agent.stats().dead_lettered, len(letters)) == (1, 1)
+
+
+def test_a_letter_is_written_also_when_the_clock_is_before_all_calendars(
+    make_agent: MakeAgent, sandbox: Sandbox
+) -> None:
+    class Clock:
+        offset_seconds = 0.0
+
+        def time(self) -> float:
+            return time.time() + self.offset_seconds
+
+    class LostClock(SystemRuntime):
+        clock: Any = Clock()
+
+    def lose_the_clock(event: Any) -> bool:
+        LostClock.clock.offset_seconds = -time.time() - 10
+        return True
+
+    sandbox.add_fault(Fault("poison", predicate=lose_the_clock))
+    letters: list[Any] = []
+    agent = make_agent(runtime=LostClock(), on_dead_letter=letters.append)
+    agent.record("tokens", "cus_1")
+    assert agent.flush(20)
+    assert float(letters[0].settled_at) < 0
+
+
+def test_who_is_interrupted_while_writing_letters_goes_on_with_the_rest(
+    make_agent: MakeAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, bombs = DeadLetterFile._append, [SystemExit("a signal handler")]
+
+    def interrupted(file: DeadLetterFile, line: bytes) -> None:
+        if bombs:
+            raise bombs.pop()
+        append(file, line)
+
+    monkeypatch.setattr(DeadLetterFile, "_append", interrupted)
+    letters: list[Any] = []
+    path = tmp_path / "letters.jsonl"
+    agent = make_agent(on_dead_letter=letters.append, dead_letter_file=path, batch_size=100)
+    for _ in range(3):
+        agent.record("", "cus_1")
+    assert agent.flush(20)
+    assert (agent.stats().dead_lettered, len(letters)) == (3, 3)
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_sender_that_dies_while_the_agent_closes_is_replaced(
+    make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver, bombs = Delivery.deliver, [MemoryError("once"), MemoryError("twice")]
+
+    def die(delivery: Delivery, *arguments: Any) -> None:
+        if bombs:
+            raise bombs.pop()
+        deliver(delivery, *arguments)
+
+    monkeypatch.setattr(Delivery, "deliver", die)
+    agent = make_agent(flush_interval_seconds=60.0)
+    for _ in range(99):
+        agent.record("tokens", "cus_1")
+    assert agent.close(20).delivered == 99
+
+
+def test_a_batch_is_sent_when_no_memory_was_left_to_start_a_helper(make_agent: MakeAgent) -> None:
+    class Short(SystemRuntime):
+        bombs: ClassVar = [MemoryError("no stack")]
+
+        def start_thread(self, target: Any, name: str) -> None:
+            if threading.current_thread().name == "meter-agent-sender" and self.bombs:
+                raise self.bombs.pop()
+            super().start_thread(target, name)
+
+    agent = make_agent(runtime=Short(), batch_size=10)
+    for _ in range(50):
+        agent.record("tokens", "cus_1")
+    assert agent.flush(20)
+    assert not Short.bombs

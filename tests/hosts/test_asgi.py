@@ -95,6 +95,17 @@ def test_of_two_applications_that_share_an_agent_the_last_to_end_closes_it(
     assert customers(sandbox) == {"cus_1": 1}
 
 
+def test_the_default_agent_may_be_shared_under_its_own_name_too(default: MeterAgent) -> None:
+    async def serve() -> None:
+        async with meter_agent_lifespan("first"):
+            async with meter_agent_lifespan("second", agent=default):
+                pass
+            assert not default.closed
+        assert default.closed
+
+    asyncio.run(serve())
+
+
 def test_an_agent_of_ones_own_is_closed_and_the_default_one_is_left_alone(
     sandbox: Sandbox, default: MeterAgent, make_agent: MakeAgent
 ) -> None:

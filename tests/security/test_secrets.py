@@ -15,6 +15,7 @@ import requests
 
 from meter_agent import DeadLetter, MeterAgent, MeterAgentError
 from meter_agent._agent import build
+from meter_agent._stream import _redacted
 from meter_agent.sandbox import Fault, Sandbox, SandboxAdapter
 from tests.wire.front import Behaviour, Exchange, Front, real_agent
 from tests.wire.servers import Listener, answer, listening, reset
@@ -229,3 +230,14 @@ def test_the_key_goes_to_the_api_host_and_the_token_to_the_stream_host_also_afte
         assert f"Authorization: Bearer {token}\r\n".encode() in request
         assert HIDDEN.encode() not in request
     assert (len(api.requests), len(events.requests)) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    "escaped",
+    ["ab/cd+token==", "ab\\/cd+token==", "ab/cd\\u002btoken==", "\\u0061b/cd+token=="],
+)
+def test_a_secret_that_comes_back_in_json_escapes_is_found(escaped: str) -> None:
+    body = b'{"error":{"message":"bad token %s"}}' % escaped.encode()
+    assert json.loads(body)["error"]["message"] == "bad token ab/cd+token=="
+    redacted = json.loads(_redacted(body, "ab/cd+token=="))
+    assert "token==" not in redacted["error"]["message"]
