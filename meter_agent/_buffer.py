@@ -6,9 +6,9 @@ What it guarantees:
   the interpreter lock away, nothing that another thread, a signal handler or `__del__` could find
   half done.
 - Never more than *capacity* events wait. The last 1 024 places are handed out under a lock, so that
-  threads racing between the look at the door and the append cannot overshoot; a smaller buffer
-  hands out all of its places under the lock. (With more than 1 024 threads inside `record()` at the
-  same instant the overshoot is bounded by the excess.)
+  threads racing between the look at the door and the append do not overshoot; a smaller buffer
+  hands out all of its places under the lock. A thread that is held up just there while the others
+  fill the buffer takes its event back and asks again.
 - No wake-up is lost. A producer appends, then looks at the alarm; a sender sets the alarm, then
   looks at the length. Whichever comes second sees the other.
 - Each event leaves exactly once, to exactly one batch or one drop counter.
@@ -177,6 +177,8 @@ class RingBuffer:
         # After the append, outside every lock, perhaps in a signal handler.
         if self._sealed:
             return self._take_back(event)
+        if len(self._events) > self._capacity and self._withdraw(event):
+            return self._enter(event)
         if len(self._events) >= self._nearly_full:
             # A sender may open it again at this very moment, and find that it was wrong: the alarm
             # never lies above this length, so the next caller comes here and closes it.
@@ -191,6 +193,18 @@ class RingBuffer:
             self._wanted = _NEVER
             self._gate.alarm = self._nearly_full
             self._wake()
+
+    def _withdraw(self, event: Any) -> bool:
+        # This thread was held up between its look at the door and its append, while others filled
+        # the buffer behind the door. False: there is room again, or a sender has taken the event.
+        with self._lock:
+            if len(self._events) <= self._capacity:
+                return False
+            try:
+                self._events.remove(event)
+            except ValueError:
+                return False
+            return True
 
     def _take_back(self, event: Any) -> bool:
         # This thread looked at the door before `close()` and appended after its last count.

@@ -190,10 +190,9 @@ def _on_sigterm(signal_number: int, frame: FrameType | None) -> None:
     elif previous == signal.SIG_DFL:
         # A second SIGTERM kills at once, and so does ours after the drain: the exit status stays.
         signal.signal(signal_number, signal.SIG_DFL)
-        if _in_thread(lambda: _close_and_kill(signal_number)):
-            return
+        # Also where the process comes to its end by itself meanwhile, or is just there.
         _state.kill_with = signal_number
-        if not _state.closing:
+        if not _state.closing and not _in_thread(lambda: _close_and_kill(signal_number)):
             _close_and_kill(signal_number)
     else:
         _in_thread(_flush_all)
@@ -203,7 +202,7 @@ def _in_thread(target: Callable[[], None]) -> bool:
     try:
         SystemRuntime().start_thread(target, "meter-agent-sigterm")
     except RuntimeError:
-        # Python 3.12 starts no thread once the interpreter ends; then the exit hook is at work.
+        # Out of threads, or Python 3.12 in the exit hooks of somebody else.
         return False
     return True
 

@@ -87,6 +87,8 @@ class Pipeline:
         self._retired = False
         self._final: Stats | None = None
         self._ending = False
+        self._telling_in: int | None = None
+        self._told = False
         self._end = runtime.condition()
         self._log = EventLog(runtime)
         self._traffic = Traffic()
@@ -252,11 +254,14 @@ class Pipeline:
         self._account_for_rest(deadline)
         with self._end:
             self._final = self._read_stats()
-            self._end.notify_all()
         _lifecycle.unregister(self)
         # A thread that is still in a request has nothing to add to what was counted.
+        self._telling_in = self._runtime.thread_id()
         self._log.fall_silent(min(deadline, self._runtime.monotonic()) + _LAST_LINE_SECONDS)
         self._tell_end(self._final)
+        with self._end:
+            self._told = True
+            self._end.notify_all()
         return self._final
 
     def retire(self) -> None:
@@ -284,8 +289,10 @@ class Pipeline:
             self.start_over_after_fork()
 
     def _wait_for_end(self, deadline: float) -> Stats:
+        # The last line included: who waits here may be about to kill the process. A logging handler
+        # that calls us while it writes that line does not wait for itself.
         with self._end:
-            while self._final is None:
+            while not self._told and self._telling_in != self._runtime.thread_id():
                 left = deadline - self._runtime.monotonic()
                 if left <= 0:
                     return self._read_stats()

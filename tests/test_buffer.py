@@ -397,6 +397,26 @@ def test_what_is_being_settled_when_the_agent_closes_is_counted_by_its_claim() -
     assert balanced(buffer)
 
 
+@pytest.mark.parametrize(
+    ("overflow", "survives"),
+    [("drop_newest", "others"), ("drop_oldest", "late"), ("block", "others")],
+)
+def test_a_thread_held_up_behind_the_open_door_does_not_overfill_the_buffer(
+    overflow: str, survives: str
+) -> None:
+    buffer, _ = make_buffer(capacity=2, overflow=overflow, block_timeout_seconds=0.0)
+    record = buffer.recorder()
+    buffer._gate.alarm = 0
+    buffer._door[0] = 1  # as this thread saw it, before the others came
+    for customer in ("others", "others", "late"):
+        buffer._door[0] = 1
+        record("tokens", customer)
+    assert len(buffer) == 2
+    assert buffer._events[-1][2] == survives
+    assert buffer.counts().dropped == {"overflow": 1}
+    assert balanced(buffer)
+
+
 def test_a_forked_child_counts_nothing_of_what_its_parent_is_settling() -> None:
     buffer, _ = make_buffer()
     buffer.recorder()("tokens", "cus_1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -225,3 +226,29 @@ def test_sigterm_cannot_be_handled_from_another_thread_and_the_log_says_so(
         server.url,
     )
     assert "meter_agent.sigterm_not_handled" in done.stderr
+
+
+def test_sigterm_during_the_exit_drain_lets_it_finish_and_keeps_its_status(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    """Python 3.12 starts no thread at that time, which the handler would like to have."""
+    sandbox.add_fault(Fault("delay", seconds=1.0))
+    process = start(
+        """
+        agent = MeterAgent(
+            sandbox_url=URL,
+            handle_sigterm=True,
+            flush_interval_seconds=60,
+            shutdown_timeout_seconds=20,
+        )
+        agent.record("tokens", "cus_1")
+        """,
+        server.url,
+    )
+    while not any(request.events for request in sandbox.requests):
+        threading.Event().wait(0.01)
+    process.send_signal(signal.SIGTERM)
+    done = finish(process)
+    assert done.returncode == -signal.SIGTERM
+    assert "'delivered': 1" in done.stderr
+    assert sandbox.totals()["accepted"] == 1

@@ -15,7 +15,7 @@ __all__ = ["run_seed"]
 
 # As many as there are simulated threads. The real number would need a thousand events for each
 # world that is to meet the boundary.
-PLACES_UNDER_LOCK = 12
+PLACES_UNDER_LOCK = 24
 
 # What the package does once per process must not be done within the first world: imports, and the
 # handler of its logger.
