@@ -50,10 +50,12 @@ def interrupt(*_):
         signal.setitimer(signal.ITIMER_REAL, 0.0005)
 signal.signal(signal.SIGALRM, interrupt)
 signal.setitimer(signal.ITIMER_REAL, 0.001)
-while len(interrupts) < 800:
+turns = 0
+while len(interrupts) < 200:
     take()
-    if len(taken) % 500 == 0:
-        agent.flush(0.5)
+    turns += 1
+    if turns % 500 == 0:
+        agent.flush(0.01)
 running = False
 signal.setitimer(signal.ITIMER_REAL, 0)
 """
@@ -93,6 +95,7 @@ produce()
 for thread in threads:
     thread.join()
 gc.set_threshold(700, 10, 10)
+gc.collect()
 gc.collect()
 assert len(deleted) == 1200
 """
