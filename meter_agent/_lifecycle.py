@@ -160,6 +160,8 @@ def close_all() -> None:
 
 
 def _after_fork_in_child() -> None:
+    # The end that its parent is coming to is not the child's.
+    _state.closing, _state.kill_with = False, None
     for renew in _state.after_fork:
         renew()
     # `list` first: nothing else runs in a child, but a pipeline may leave the registry meanwhile.

@@ -359,3 +359,22 @@ def test_a_child_of_a_closed_agent_stays_closed(server: SandboxServer) -> None:
         forks=True,
     )
     assert done.stdout.strip() == "0"
+
+
+def test_a_child_forked_while_its_parent_ends_by_sigterm_ends_as_it_likes(
+    server: SandboxServer,
+) -> None:
+    done = run(
+        """
+        from meter_agent import _lifecycle
+        agent = MeterAgent(sandbox_url=URL)
+        _lifecycle._state.kill_with = signal.SIGTERM  # as after the signal, until the drain is over
+        child = os.fork()
+        if child:
+            _lifecycle._state.kill_with = None
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """,
+        server.url,
+        forks=True,
+    )
+    assert done.returncode == 0
