@@ -64,11 +64,13 @@ def test_a_small_batch_size_is_kept(make_agent: MakeAgent, sandbox: Sandbox) -> 
 
 def test_events_per_second_are_held_to_their_limit(make_agent: MakeAgent, sandbox: Sandbox) -> None:
     agent = make_agent(max_events_per_second=1000)
+    began = time.time()
     for _ in range(600):
         agent.record("tokens", "cus_1")
     assert agent.close(20).delivered == 600
-    times = [request.at for request in sandbox.requests if request.events]
-    assert times[-1] - times[0] >= 0.45
+    # From the beginning, not from the first arrival, which a busy machine may delay: one batch may
+    # leave at once, the five after it a tenth of a second apart.
+    assert sandbox.requests[-1].at - began >= 0.5
 
 
 def test_a_slow_server_is_met_by_several_requests_in_flight(

@@ -5,12 +5,15 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from meter_agent import MeterAgent
+from meter_agent import MeterAgent, Stats
+from meter_agent.cli.demo.play import play
+from meter_agent.cli.demo.trace import shipped_trace
 
 from .processes import PATIENCE_SECONDS, first_line, run, started
 
@@ -103,6 +106,20 @@ def test_ctrl_c_ends_the_demo_with_one_word() -> None:
     assert output == ""
     assert talk.splitlines()[-1] == "interrupted"
     assert "Traceback" not in talk
+
+
+def test_a_ctrl_c_that_python_swallowed_ends_the_demo_at_its_next_look() -> None:
+    class Swallower:
+        def say(self, _text: str) -> None:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+        def show(self, _stats: Stats, _events: int) -> None:
+            raise AssertionError("the demo went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        play(shipped_trace()[:20], seed=0, seconds=600, viewer=Swallower())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_sandbox_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from meter_agent.cli.demo.faults import FAULTS, SESSION_SECONDS, count_strikes
 from meter_agent.cli.demo.replay import METERS, Account, Replay
 from meter_agent.cli.demo.server import SandboxProcess
 from meter_agent.cli.demo.trace import TraceRow
+from meter_agent.cli.interrupts import Interrupts
 
 __all__ = ["Report", "Viewer", "play"]
 
@@ -89,7 +90,10 @@ def play(rows: Sequence[TraceRow], *, seed: int, seconds: float, viewer: Viewer)
     """
     began_at = time.monotonic()
     letters: list[DeadLetter] = []
-    with SandboxProcess(seed=seed, session_seconds=SESSION_SECONDS) as sandbox:
+    with (
+        Interrupts() as interrupts,
+        SandboxProcess(seed=seed, session_seconds=SESSION_SECONDS) as sandbox,
+    ):
         sandbox.post("faults", FAULTS)
         viewer.say(f"a sandbox with faults runs at {sandbox.url}; look below /_sandbox/")
         # Not from the environment: the demo is the same whatever the user's service is set to.
@@ -101,8 +105,13 @@ def play(rows: Sequence[TraceRow], *, seed: int, seconds: float, viewer: Viewer)
             shutdown_timeout_seconds=1.0,
         )
         with MeterAgent(config, on_dead_letter=letters.append) as agent:
-            passed = _record_all(agent, rows, seed=seed, seconds=seconds, viewer=viewer)
-            _drain(agent, len(METERS) * len(rows), viewer)
+
+            def look() -> None:
+                interrupts.check()
+                viewer.show(agent.stats(), len(METERS) * len(rows))
+
+            passed = _record_all(agent, rows, seed=seed, seconds=seconds, look=look)
+            _drain(agent, look)
             stats = agent.close()
         totals = sandbox.get("totals")
         strikes = count_strikes(sandbox.get("requests?limit=100000")["requests"])
@@ -112,20 +121,25 @@ def play(rows: Sequence[TraceRow], *, seed: int, seconds: float, viewer: Viewer)
 
 
 def _record_all(
-    agent: MeterAgent, rows: Sequence[TraceRow], *, seed: int, seconds: float, viewer: Viewer
+    agent: MeterAgent,
+    rows: Sequence[TraceRow],
+    *,
+    seed: int,
+    seconds: float,
+    look: Callable[[], None],
 ) -> dict[Account, int]:
     with Replay(rows, agent.record, seed=seed, seconds=seconds) as replay:
         replay.start()
         while not replay.wait(_LOOK_SECONDS):
-            viewer.show(agent.stats(), len(METERS) * len(rows))
+            look()
         return replay.passed
 
 
-def _drain(agent: MeterAgent, events: int, viewer: Viewer) -> None:
+def _drain(agent: MeterAgent, look: Callable[[], None]) -> None:
     deadline = time.monotonic() + _DRAIN_SECONDS
     while not agent.flush(_LOOK_SECONDS) and time.monotonic() < deadline:
-        viewer.show(agent.stats(), events)
-    viewer.show(agent.stats(), events)
+        look()
+    look()
 
 
 def _customers(books: Books) -> dict[str, dict[str, dict[str, int]]]:
