@@ -41,6 +41,9 @@ UNASKED_SECONDS = 1200.0
 """After so long without trouble everything is sent, though nobody asked: longer than any interval,
 back-off, timeout and queue of these worlds."""
 IDLE_SECONDS = 600.0
+BEDTIMES = 6
+BEDTIME_SECONDS = 120.0
+"""Enough for two events without any trouble: longer than any interval and read timeout."""
 TICK_SECONDS = 0.05
 PATIENCE_SECONDS = 7200.0
 
@@ -221,6 +224,7 @@ class World:
                 self.record()  # which finds that threads can be started again
             self.scheduler.wait(UNASKED_SECONDS)
             self.check_settled(before)
+            self.record_at_bedtime()
         if not self.agent.flush(PATIENCE_SECONDS):
             raise BrokenPromiseError(
                 f"not settled within {PATIENCE_SECONDS} s after the trouble ended"
@@ -228,6 +232,17 @@ class World:
         self.check_settled(before)
         if self.scheduler.interrupt is None:
             self.check_idleness()
+
+    def record_at_bedtime(self) -> None:
+        """Events that come just when the last sender falls asleep, and nobody asks."""
+        for _ in range(BEDTIMES):
+            self.record()
+            # Where answers take no time, the sender is done at the very moment.
+            self.scheduler.wait(self.settings["flush_interval_seconds"])
+            self.record()
+            before = self.books.held_for_sure()
+            self.scheduler.wait(BEDTIME_SECONDS)
+            self.check_settled(before)
 
     def on_dead_letter(self, letter: Any) -> None:
         self.check_callback()
