@@ -114,14 +114,14 @@ def test_an_event_recorded_while_the_last_sender_falls_asleep_leaves_unasked(
     late: list[bool] = []
 
     def record_first(length: int) -> None:
-        if agent.stats().delivered and not late:
+        # Several times, for a ring that is left over from the start may wake the first sleeper.
+        if agent.stats().delivered and len(late) < 5 and not len(buffer):
             late.append(agent.record("tokens", "cus_1"))
         set_alarm(length)
 
     monkeypatch.setattr(buffer, "set_alarm", record_first)
     agent.record("tokens", "cus_1")
-    assert wait_until(agent, lambda: agent.stats().delivered == 2)
-    assert late == [True]
+    assert wait_until(agent, lambda: agent.stats().delivered == 6)
 
 
 def test_an_idle_agent_makes_no_wake_ups(make_agent: MakeAgent) -> None:
