@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from meter_agent import Stats, _sender
+from meter_agent import MeterAgent, Stats, _sender
 from meter_agent._dead_letters import DeadLetterFile, letter_of
 from meter_agent._delivery import Delivery
 from meter_agent._runtime import SystemRuntime
@@ -125,6 +126,14 @@ class Death(BaseException):
     """What no sender expects."""
 
 
+def happens_unasked(agent: MeterAgent, done: Callable[[], bool]) -> bool:
+    """Wait for what the senders do by themselves; `wait_until` would start one that is missing."""
+    progress: Any = agent._pipeline._flusher._progress
+    with progress:
+        happened: bool = progress.wait_for(done, 20)
+    return happened
+
+
 def test_senders_that_die_on_the_wire_are_replaced_unasked_and_their_batch_is_billed_once(
     make_agent: MakeAgent, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -137,7 +146,7 @@ def test_senders_that_die_on_the_wire_are_replaced_unasked_and_their_batch_is_bi
     sandbox.add_fault(Fault("delay", seconds=1.0, times=2))
     agent = make_agent(sleep=die)
     agent.record("tokens", "cus_1", 40)
-    assert wait_until(agent, lambda: agent.stats().delivered == 1)
+    assert happens_unasked(agent, lambda: agent.stats().delivered == 1)
     assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "40"}}
     assert sandbox.totals()["duplicates"] == 2
     assert "meter_agent.sender_died" in caplog.messages
@@ -167,7 +176,31 @@ def test_the_next_record_replaces_a_sender_that_died_in_its_sleep(
     thread.join(20)
     assert not set(sender_threads()) - others
     agent.record("tokens", "cus_1")
-    assert wait_until(agent, lambda: agent.stats().delivered == 2)
+    assert happens_unasked(agent, lambda: agent.stats().delivered == 2)
+    assert sandbox.totals()["accepted"] == 2
+
+
+def test_the_next_record_replaces_a_sender_that_died_with_nothing_left_to_send(
+    make_agent: MakeAgent, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had no time to ask for a ring at the next event."""
+    deliver, deaths = Delivery.deliver, [Death()]
+
+    def die_afterwards(delivery: Delivery, *arguments: Any) -> None:
+        deliver(delivery, *arguments)
+        if deaths:
+            raise deaths.pop()
+
+    monkeypatch.setattr(Delivery, "deliver", die_afterwards)
+    others = set(sender_threads())
+    agent = make_agent(max_in_flight=1)  # a second one would be looked for
+    agent.record("tokens", "cus_1")
+    for thread in set(sender_threads()) - others:
+        thread.join(20)
+    assert not set(sender_threads()) - others
+    assert agent.stats().delivered == 1
+    agent.record("tokens", "cus_1")
+    assert happens_unasked(agent, lambda: agent.stats().delivered == 2)
     assert sandbox.totals()["accepted"] == 2
 
 
@@ -215,8 +248,11 @@ def test_a_letter_is_written_also_when_the_clock_is_before_all_calendars(
     assert float(letters[0].settled_at) < 0
 
 
-def test_who_is_interrupted_while_writing_letters_goes_on_with_the_rest(
-    make_agent: MakeAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_who_is_interrupted_while_writing_letters_ends_only_after_the_rest(
+    make_agent: MakeAgent,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     append, bombs = DeadLetterFile._append, [SystemExit("a signal handler")]
 
@@ -234,6 +270,7 @@ def test_who_is_interrupted_while_writing_letters_goes_on_with_the_rest(
     assert agent.flush(20)
     assert (agent.stats().dead_lettered, len(letters)) == (3, 3)
     assert len(path.read_text().splitlines()) == 2
+    assert wait_until(agent, lambda: "meter_agent.sender_died" in caplog.messages)
 
 
 def test_a_sender_that_dies_while_the_agent_closes_is_replaced(
@@ -251,6 +288,33 @@ def test_a_sender_that_dies_while_the_agent_closes_is_replaced(
     for _ in range(99):
         agent.record("tokens", "cus_1")
     assert agent.close(20).delivered == 99
+
+
+def test_a_sender_that_dies_before_anybody_waits_for_the_close_is_replaced(
+    make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver, bombs = Delivery.deliver, [MemoryError("once")]
+
+    def die(delivery: Delivery, *arguments: Any) -> None:
+        if bombs:
+            raise bombs.pop()
+        deliver(delivery, *arguments)
+
+    monkeypatch.setattr(Delivery, "deliver", die)
+    others = set(sender_threads())
+    agent = make_agent(flush_interval_seconds=60.0)
+    flusher = agent._pipeline._flusher
+    set_to_work = flusher._set_to_work
+
+    def set_to_work_and_lose_them() -> None:
+        set_to_work()
+        for thread in set(sender_threads()) - others:
+            thread.join(20)
+
+    monkeypatch.setattr(flusher, "_set_to_work", set_to_work_and_lose_them)
+    agent.record("tokens", "cus_1")
+    assert agent.close(20).delivered == 1
+    assert not bombs
 
 
 def test_a_batch_is_sent_when_no_memory_was_left_to_start_a_helper(make_agent: MakeAgent) -> None:
