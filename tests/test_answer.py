@@ -93,6 +93,7 @@ TABLE: list[tuple[str, int, bytes, dict[str, str], Verdict, bool]] = [
     ("a status nobody knows", 599, b"", {}, Verdict.RETRY, True),
     ("a teapot", 418, error("x"), {}, Verdict.RETRY, True),
     ("retry, says Stripe", 400, error("x"), {"stripe-should-retry": "true"}, Verdict.RETRY, True),
+    ("a size to try again", 413, HTML, {"stripe-should-retry": "true"}, Verdict.RETRY, False),
 ]
 
 
