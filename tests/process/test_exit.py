@@ -228,8 +228,20 @@ def test_sigterm_cannot_be_handled_from_another_thread_and_the_log_says_so(
     assert "meter_agent.sigterm_not_handled" in done.stderr
 
 
+NO_THREAD_AT_THE_EXIT = """
+from meter_agent._runtime import SystemRuntime
+start = SystemRuntime.start_thread
+def refuse(self, target, name):
+    if name == "meter-agent-sigterm":
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+    start(self, target, name)
+SystemRuntime.start_thread = refuse
+"""
+
+
+@pytest.mark.parametrize("before", ["", NO_THREAD_AT_THE_EXIT], ids=["a thread", "no thread"])
 def test_sigterm_during_the_exit_drain_lets_it_finish_and_keeps_its_status(
-    sandbox: Sandbox, server: SandboxServer
+    sandbox: Sandbox, server: SandboxServer, before: str
 ) -> None:
     """Python 3.12 starts no thread at that time, which the handler would like to have."""
     sandbox.add_fault(Fault("delay", seconds=1.0))
@@ -244,6 +256,7 @@ def test_sigterm_during_the_exit_drain_lets_it_finish_and_keeps_its_status(
         agent.record("tokens", "cus_1")
         """,
         server.url,
+        before=before,
     )
     while not any(request.events for request in sandbox.requests):
         threading.Event().wait(0.01)
