@@ -95,10 +95,16 @@ def test_of_two_applications_that_share_an_agent_the_last_to_end_closes_it(
     assert customers(sandbox) == {"cus_1": 1}
 
 
-def test_the_default_agent_may_be_shared_under_its_own_name_too(default: MeterAgent) -> None:
+@pytest.mark.parametrize("named", ["first", "second"])
+def test_the_default_agent_may_be_shared_under_its_own_name_too(
+    default: MeterAgent, named: str
+) -> None:
+    def agent_of(application: str) -> MeterAgent | None:
+        return default if application == named else None
+
     async def serve() -> None:
-        async with meter_agent_lifespan("first"):
-            async with meter_agent_lifespan("second", agent=default):
+        async with meter_agent_lifespan("first", agent=agent_of("first")):
+            async with meter_agent_lifespan("second", agent=agent_of("second")):
                 pass
             assert not default.closed
         assert default.closed
