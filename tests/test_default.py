@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from typing import Any
 
 import pytest
 
 import meter_agent
-from meter_agent import ConfigError, DeadLetter, MeterAgent, Stats, _default
+from meter_agent import ConfigError, DeadLetter, MeterAgent, Stats, _default, _lifecycle
 from meter_agent.sandbox import Sandbox
 from meter_agent.sandbox.server import SandboxServer
 
@@ -56,10 +57,14 @@ def test_threads_that_record_first_at_the_same_time_share_one_agent(
 ) -> None:
     monkeypatch.setenv("METER_AGENT_DISABLED", "true")
     built: list[MeterAgent] = []
+    another = threading.Event()
     original = MeterAgent.__init__
 
     def counting(self: MeterAgent, *arguments: object, **options: object) -> None:
         built.append(self)
+        if len(built) > 1:
+            another.set()
+        another.wait(0.2)  # the others have this time to build one too
         original(self, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MeterAgent, "__init__", counting)
@@ -161,4 +166,30 @@ def test_handlers_that_record_while_the_default_agent_is_built_wait_for_no_one()
         assert not any(thread.is_alive() for thread in threads)
     finally:
         logging.getLogger().removeHandler(handler)
+        handler.lock = None  # `logging` takes it at the exit: a deadlock ends here, not there
     assert meter_agent.stats().recorded == 2
+
+
+def test_a_record_that_interrupts_the_making_of_the_default_agent_waits_for_no_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As from a signal handler; each of the two calls may then build an agent."""
+    make, interruptions, held = MeterAgent.__init__, [1], []
+
+    def interrupted(self: MeterAgent, *arguments: Any, **options: Any) -> None:
+        if interruptions:
+            interruptions.pop()
+            held.append(meter_agent.record("tokens", "cus_1"))
+        make(self, *arguments, **options)
+
+    with SandboxServer(sandbox := Sandbox()) as server:
+        monkeypatch.setenv("METER_AGENT_SANDBOX_URL", server.url)
+        monkeypatch.setattr(MeterAgent, "__init__", interrupted)
+        thread = threading.Thread(
+            target=lambda: held.append(meter_agent.record("tokens", "cus_1")), daemon=True
+        )
+        thread.start()
+        thread.join(20)
+        assert held == [True, True]
+        _lifecycle.close_all()
+    assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "2"}}
