@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import uuid
 from types import FrameType
 from typing import Any
@@ -194,7 +195,25 @@ def test_block_takes_the_place_that_a_sender_frees_while_it_waits() -> None:
     record("tokens", "cus_1")
     runtime.on_wait = lambda: settle_all(buffer, taken) if (taken := buffer.take(1)) else None
     assert record("tokens", "cus_2")
+    assert runtime.waits == []
     assert customers(buffer.take(1)) == ["cus_2"]
+
+
+def test_block_takes_the_place_that_a_sender_frees_just_before_it_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime = VirtualRuntime()
+    buffer, _ = make_buffer(runtime, capacity=1, overflow="block")
+    record = buffer.recorder()
+    record("tokens", "cus_1")
+    enter_if_room = buffer._enter_if_room
+
+    def enter_or_see_one_leave(event: Any) -> bool:
+        return enter_if_room(event) or not buffer.take(1)
+
+    monkeypatch.setattr(buffer, "_enter_if_room", enter_or_see_one_leave)
+    assert record("tokens", "cus_2")
+    assert runtime.waits == []
 
 
 def test_threads_that_block_are_all_let_in_as_places_become_free() -> None:
@@ -205,17 +224,19 @@ def test_threads_that_block_are_all_let_in_as_places_become_free() -> None:
     outcomes: list[bool] = []
     threads = [
         threading.Thread(
-            target=lambda: outcomes.extend(record("tokens", "cus_1") for _ in range(50))
+            target=lambda: outcomes.extend(record("tokens", "cus_1") for _ in range(50)),
+            daemon=True,
         )
         for _ in range(4)
     ]
     for thread in threads:
         thread.start()
-    taken = 0
-    while taken < 200:
+    taken, deadline = 0, time.monotonic() + 15.0
+    while taken < 200 and time.monotonic() < deadline:
         if batch := buffer.take(2):
             taken += batch.size
             settle_all(buffer, batch)
+    assert taken == 200
     for thread in threads:
         thread.join()
     assert outcomes == [True] * 200
@@ -277,6 +298,17 @@ def test_an_event_that_slips_in_before_the_last_count_is_held() -> None:
     buffer._events.append(late)
     assert buffer._look_up(late) is True
     assert buffer.seal() == 1
+    assert balanced(buffer)
+
+
+def test_an_event_that_was_in_the_last_count_is_not_refused_as_well() -> None:
+    buffer, _ = make_buffer()
+    buffer.refuse(DropReason.CLOSED)
+    late = (START, "tokens", "cus_late", 1, None, None, None)
+    buffer._events.append(late)
+    assert buffer.seal() == 1
+    assert buffer._look_up(late) is True
+    assert buffer.counts().dropped == {"shutdown": 1}
     assert balanced(buffer)
 
 
@@ -417,6 +449,15 @@ def test_a_thread_held_up_behind_the_open_door_does_not_overfill_the_buffer(
     assert balanced(buffer)
 
 
+def test_an_event_that_a_sender_took_from_an_overfull_buffer_is_not_entered_again() -> None:
+    buffer, _ = make_buffer(capacity=1, overflow="drop_oldest")
+    late = (START, "tokens", "cus_late", 1, None, None, None)
+    buffer._events.extend([(START, "tokens", "others", 1, None, None, None)] * 2)
+    assert buffer._look_up(late) is True  # it was appended, and is gone again
+    assert customers(buffer.take(10)) == ["others", "others"]
+    assert buffer.counts().dropped == {}
+
+
 def test_a_forked_child_counts_nothing_of_what_its_parent_is_settling() -> None:
     buffer, _ = make_buffer()
     buffer.recorder()("tokens", "cus_1")
@@ -448,6 +489,15 @@ def test_callers_that_wait_for_a_place_do_not_ring_each_other_without_one() -> N
     buffer._take_down(mine)
     assert other.rung == 0
     assert buffer.take(1) is not None
+    assert other.rung == 1
+
+
+def test_a_caller_that_was_called_and_leaves_calls_the_next_one_while_there_is_room() -> None:
+    runtime = VirtualRuntime()
+    buffer, _ = make_buffer(runtime, capacity=1)
+    mine, other = runtime.doorbell(), runtime.doorbell()
+    buffer._waiting.append(other)
+    buffer._take_down(mine)
     assert other.rung == 1
 
 
