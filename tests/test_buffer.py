@@ -535,6 +535,66 @@ def test_a_child_starts_empty_with_identifiers_of_its_own() -> None:
     assert wakes.count == 2
 
 
+class Forked(SystemRuntime):
+    """A process that becomes another one when the test says so."""
+
+    pid = 1
+
+    def process_id(self) -> int:
+        return self.pid
+
+
+def test_a_thread_that_records_while_another_starts_over_waits_for_it() -> None:
+    buffer: RingBuffer
+    starts: list[threading.Thread] = []
+
+    def start_over() -> None:
+        starts.append(threading.current_thread())
+        if len(starts) == 1:
+            other.start()
+            other.join(0.2)  # it has this time to start over as well
+        buffer.start_over_after_fork()
+
+    runtime = Forked()
+    buffer, _ = make_buffer(runtime, capacity=10, on_fork=start_over)
+    record = buffer.recorder()
+    other = threading.Thread(target=record, args=("tokens", "other"), daemon=True)
+    runtime.pid = 2
+    assert record("tokens", "first")
+    other.join(20)
+    assert starts == [threading.current_thread()]
+    assert sorted(customers(buffer.take(10))) == ["first", "other"]
+
+
+def test_a_thread_whose_turn_comes_after_another_has_started_over_does_not_do_so_again() -> None:
+    starts: list[None] = []
+    buffer, _ = make_buffer(on_fork=lambda: starts.append(None))
+    assert buffer.belongs_to_this_process  # by now: it was not when this thread asked for its turn
+    assert buffer._start_over_once()
+    assert starts == []
+
+
+def test_a_signal_handler_in_the_thread_that_starts_over_waits_for_no_one() -> None:
+    runtime = VirtualRuntime()
+    buffer: RingBuffer
+    nested: list[bool] = []
+
+    def interrupted() -> None:
+        nested.append(record("tokens", "nested"))
+        buffer.start_over_after_fork()
+
+    def deadlock() -> None:
+        raise AssertionError("it waits for itself")
+
+    buffer, _ = make_buffer(runtime, capacity=10, on_fork=interrupted)
+    record = buffer.recorder()
+    runtime.pid += 1
+    runtime.on_wait = deadlock
+    assert record("tokens", "first")
+    assert nested == [False]
+    assert customers(buffer.take(10)) == ["first"]
+
+
 def test_the_kernel_closes_the_door_in_a_child_without_any_python_hook() -> None:
     buffer, _ = make_buffer(SystemRuntime())
     assert buffer._door[0] == 1
