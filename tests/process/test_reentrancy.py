@@ -122,7 +122,9 @@ class Recording(logging.Handler):
 handler.setLevel(logging.INFO)
 logging.getLogger().addHandler(Recording())
 logging.getLogger().setLevel(logging.DEBUG)
-for n in range(300):
+take()
+assert agent.flush(20)  # the senders have imported what they need: now they send meanwhile
+for n in range(3000):
     logging.debug("line %d", n)
 assert agent.flush(20)
 assert "urllib3.connectionpool" in lines and "meter_agent" in lines
