@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,12 @@ FAST: dict[str, Any] = {
 """Settings for tests in real time: everything that is a wait is short."""
 
 MakeAgent = Callable[..., MeterAgent]
+
+
+def pytest_configure() -> None:
+    # A shell starts background jobs with Ctrl-C ignored, and every process below inherits that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
