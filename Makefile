@@ -16,25 +16,30 @@ PIP_INSTALL = -m pip install --disable-pip-version-check -qq
 RUN = .venv/bin/python -m
 # More for pytest: make test PYTEST="-x -k spool"
 PYTEST ?=
+# Most of their time the tests wait for processes and clocks, so more of them than cores go at once.
+WORKERS ?= 3
 # More simulated worlds: make sim SEEDS=20000; one of them again: make sim SEED=7
 SEEDS ?= 3000
 SEED ?=
+# More kills of a process that records: make crash ROUNDS=1000
+ROUNDS ?= 100
 
 # Processes started by tests write their share of the coverage here too, wherever they run.
 export COVERAGE_FILE = $(CURDIR)/.coverage
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-all sim mutants lint docs bench clean
+.PHONY: help demo test test-all sim crash mutants lint docs bench clean
 
 help:
 	@echo "make demo      replay real usage into a local Stripe and compare the books"
 	@echo "make test      run the tests, with branch coverage"
 	@echo "make test-all  run the tests on each of $(VERSIONS) that is here"
 	@echo "make sim       try more simulated worlds: SEEDS=20000, or one again: SEED=7"
+	@echo "make crash     kill and restart processes that record: ROUNDS=100"
 	@echo "make mutants   break the code in many ways and see the tests fail"
 	@echo "make lint      style, types, layers, generated pages"
 	@echo "make docs      build docs/_build/html"
-	@echo "make bench     measure the hot path"
+	@echo "make bench     measure the hot path, in memory and crash-safe"
 	@echo "make clean     remove what the others made"
 
 demo: .venv-demo/.stamp
@@ -42,7 +47,7 @@ demo: .venv-demo/.stamp
 
 test: .venv/.stamp
 	@$(RUN) coverage erase
-	@$(RUN) coverage run -m pytest -q $(PYTEST)
+	@$(RUN) coverage run -m pytest -q -n $(WORKERS) $(PYTEST)
 	@$(RUN) coverage combine -q
 	@$(RUN) coverage report
 
@@ -52,7 +57,7 @@ test-all:
 test-3.%:
 	@if [ -z "$(call interpreter,3.$*)" ]; then echo "python 3.$*: not here, skipped"; exit 0; fi; \
 	$(MAKE) --no-print-directory .venv-3.$*/.stamp && \
-	echo "python 3.$*:" && .venv-3.$*/bin/python -m pytest -q $(PYTEST)
+	echo "python 3.$*:" && .venv-3.$*/bin/python -m pytest -q -n $(WORKERS) $(PYTEST)
 
 lint: .venv/.stamp
 	@$(RUN) ruff check
@@ -68,11 +73,15 @@ docs: .venv/.stamp-docs
 sim: .venv/.stamp
 	@$(RUN) tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
+crash: .venv/.stamp
+	@$(RUN) tests.crash --rounds $(ROUNDS)
+
 mutants: .venv/.stamp
 	@$(RUN) tests.mutants
 
 bench: .venv/.stamp-bench
 	@$(RUN) benchmarks.hot_path
+	@$(RUN) benchmarks.crash_safe
 
 clean:
 	rm -rf .venv .venv-* .coverage .coverage.* docs/_build build dist

@@ -37,9 +37,6 @@ A keyword wins over its variable. An empty variable counts as not set.
 
 A wrong value fails in the constructor with a `ConfigError` that lists every wrong setting. An
 unknown `METER_AGENT_*` variable is logged with the nearest name that exists.
-
-The crash-safe buffer is not available in this version: the constructor of an agent refuses
-`spool_dir`, and the other `spool_` settings have no effect.
 """
 _SETTINGS_TABLE_HEAD = "| field | variable | default | rule | meaning |\n|---|---|---|---|---|"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from requests.adapters import BaseAdapter
 
-__all__ = ["MeterAgent", "build", "refusing"]
+__all__ = ["MeterAgent", "adopt", "build", "refusing"]
 
 _Result = TypeVar("_Result")
 
@@ -257,3 +257,12 @@ def build(config: Config, **seams: Any) -> MeterAgent:
 def refusing(reason: DropReason) -> MeterAgent:
     """Return an agent that refuses and counts every event."""
     return build(Config(disabled=True), refusal=reason)
+
+
+def adopt(agent: MeterAgent) -> bool:
+    """Have *agent* take over what dead processes left in its spool before anything else is asked.
+
+    Returns:
+        True: done. False: a sender thread is just doing it, ask again.
+    """
+    return agent._pipeline.adopt()  # noqa: SLF001

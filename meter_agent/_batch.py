@@ -17,10 +17,12 @@ class Batch:
         "abandoned",
         "attempted",
         "claim",
+        "ending",
         "events",
         "floor",
         "oldest_timestamp",
         "open",
+        "places",
         "position",
         "sent_at",
         "size",
@@ -33,8 +35,8 @@ class Batch:
         """Events not settled yet."""
         self.position = position
         """Which event of this buffer the first one is; identifiers derive from it."""
-        self.floor = floor
-        """How many events had left the buffer before these."""
+        self.floor: Any = floor
+        """What tells these events from those that left the buffer before; the buffer's business."""
         self.open: list[MeterEvent] = []
         """The frozen events that are not settled yet."""
         self.oldest_timestamp = 0.0
@@ -45,5 +47,9 @@ class Batch:
         may have accepted. Replaced and never changed, so that an earlier state can be kept."""
         self.claim: tuple[int, Outcome] | None = None
         """How many events a sender is just settling, and as what."""
+        self.places: Any = ()
+        """Where the buffer keeps the events; its business."""
+        self.ending: Any = ()
+        """Where it keeps those that a sender is just settling."""
         self.abandoned = False
         """Accounted for by `close()`; what a late answer says changes nothing any more."""

@@ -12,50 +12,24 @@ What it guarantees:
 - No wake-up is lost. A producer appends, then looks at the alarm; a sender sets the alarm, then
   looks at the length. Whichever comes second sees the other.
 - Each event leaves exactly once, to exactly one batch or one drop counter.
-
-The door is one byte in a page that the kernel wipes on `fork` (where it can): a forked child finds
-it closed at its first `record()`, also when Python's own fork hooks never ran. `os.getpid()` in the
-fast path would cost as much as everything else in it.
 """
 
 from __future__ import annotations
 
-import mmap
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from meter_agent._batch import Batch
-from meter_agent._event import MeterEvent
-from meter_agent._ledger import Counts, DropReason, Outcome, Tally
+from meter_agent._event_buffer import NEVER, EventBuffer, Record, copied
+from meter_agent._identifier import draw_prefix, identifier_prefix
+from meter_agent._ledger import Counts, DropReason, Outcome
 from meter_agent._runtime import Doorbell, Runtime
 
-__all__ = ["Record", "RingBuffer"]
+__all__ = ["RingBuffer"]
 
 _PLACES_UNDER_LOCK = 1024
 _PLACES_KEPT_FROM_NESTED_CALLS = 8
-_LOOK_AGAIN_SECONDS = 0.001
-_NEVER = sys.maxsize
-_MADV_WIPEONFORK = 18  # Linux 4.14; Python has no name for it
-_PREFIX_RANDOM_BITS = 74
-
-
-class Record(Protocol):
-    """The signature of `record()`."""
-
-    def __call__(
-        self,
-        event_name: str,
-        customer_id: str,
-        value: Any = 1,
-        *,
-        timestamp: Any = None,
-        identifier: str | None = None,
-        payload: Mapping[str, str] | None = None,
-    ) -> bool:
-        """Take one event; True when it is held."""
-        ...
 
 
 class _Gate:
@@ -70,7 +44,7 @@ class _Gate:
         self.alarm = 1
 
 
-class RingBuffer:
+class RingBuffer(EventBuffer):
     """A bounded queue of recorded events.
 
     Args:
@@ -92,62 +66,34 @@ class RingBuffer:
         wake: Callable[[], None],
         on_fork: Callable[[], None],
     ) -> None:
-        self._runtime = runtime
+        super().__init__(
+            runtime,
+            overflow=overflow,
+            block_timeout_seconds=block_timeout_seconds,
+            wake=wake,
+            on_fork=on_fork,
+        )
         self._capacity = capacity
-        self._overflow = overflow
-        self._block_timeout_seconds = block_timeout_seconds
-        self._wake = wake
-        self._on_fork = on_fork
         self._nearly_full = max(0, capacity - _PLACES_UNDER_LOCK)
         self._events: deque[Any] = deque()
         self._gate = _Gate()
-        self._door = _wiped_on_fork()
-        self._refusal: DropReason | None = None
-        self._fork_turn = deque([True])
-        self._starting_over_in: int | None = None
         self._start_over()
 
     def _start_over(self) -> None:
-        self._lock = self._runtime.reentrant_lock()
-        self._prefix = _identifier_prefix(self._runtime)
-        self._taken = 0
+        super()._start_over()
+        self._events.clear()
+        self._prefix = identifier_prefix(draw_prefix(self._runtime))
         self._evicted = 0
-        self._in_flight: dict[Batch, None] = {}
-        self._returned: deque[Batch] = deque()
-        self._settled = dict.fromkeys(Outcome, 0)
-        self._refused = {reason: Tally() for reason in DropReason}
-        self._waiting: deque[Doorbell] = deque()
-        self._sealed = False
         self._wanted = 1
         self._gate.alarm = min(1, self._nearly_full)
-        self._process_id = self._runtime.process_id()
         # The door comes last: from here on events are ours.
         self._door[0] = 1 if self._nearly_full and self._refusal is None else 0
-
-    def start_over_after_fork(self) -> None:
-        """Forget the parent's events, in place: the parent sends them, and only the parent.
-
-        In place, because product code may have bound `record` to a name of its own.
-        """
-        for batch in self._in_flight:
-            # With gevent the child has a copy of the greenlet that sends it, and that goes on.
-            batch.abandoned = True
-            batch.claim = None
-        self._events.clear()
-        self._start_over()
-
-    @property
-    def belongs_to_this_process(self) -> bool:
-        """False in a child of `fork` that has not started over."""
-        return self._process_id == self._runtime.process_id()
+        # Only now: another thread of a child would take what is half made for its own.
+        self._process_id = self._runtime.process_id()
 
     # -- the caller's side ---------------------------------------------------------------------
 
     def recorder(self) -> Record:
-        """Return the `record()` of this buffer.
-
-        A closure, because each attribute looked up on `self` would cost the hot path 4 ns.
-        """
         events, append = self._events, self._events.append
         door, gate, clock = self._door, self._gate, self._runtime.clock
         look_up, enter = self._look_up, self._enter
@@ -162,7 +108,7 @@ class RingBuffer:
             payload: Mapping[str, str] | None = None,
         ) -> bool:
             if payload is not None:
-                payload = _copied(payload)
+                payload = copied(payload)
             event = (clock.time(), event_name, customer_id, value, timestamp, identifier, payload)
             if door[0]:
                 append(event)
@@ -190,7 +136,7 @@ class RingBuffer:
         # The order matters: the wish is taken down first and the bell rung second, so that whoever
         # wakes can utter it anew. Nothing is written here without a ring behind it.
         if len(self._events) >= self._wanted:
-            self._wanted = _NEVER
+            self._wanted = NEVER
             self._gate.alarm = self._nearly_full
             self._wake()
 
@@ -229,28 +175,6 @@ class RingBuffer:
         # call has to try again, and in a full buffer each next call is one of these.
         self._ring_if_wanted()
         return entered or self._refuse()
-
-    def _start_over_once(self) -> bool:
-        # No hook saw the fork, and several threads of the child may record first. One of them
-        # starts over; an event that another appended meanwhile would be cleared with the parent's.
-        try:
-            self._fork_turn.pop()
-        except IndexError:
-            if self._starting_over_in == self._runtime.thread_id():
-                return False  # a signal handler in the thread that is just doing it
-            while not self.belongs_to_this_process:
-                self._runtime.doorbell().wait(_LOOK_AGAIN_SECONDS)
-            return True
-        self._starting_over_in = self._runtime.thread_id()
-        if not self.belongs_to_this_process:
-            self._on_fork()
-        self._starting_over_in = None
-        self._fork_turn.append(True)
-        return True
-
-    def _refuse(self) -> bool:
-        self._refused[self._refusal or DropReason.OVERFLOW].up()
-        return False
 
     def _enter_nested(self, event: Any) -> bool:
         # A signal handler or `__del__` interrupted this very thread inside the lock, perhaps
@@ -320,7 +244,7 @@ class RingBuffer:
 
     def unset_alarm(self) -> None:
         """Nobody listens."""
-        self._want(_NEVER)
+        self._want(NEVER)
 
     def _want(self, length: int) -> None:
         with self._lock:
@@ -347,16 +271,6 @@ class RingBuffer:
         """Whether nothing waits and nothing is in flight."""
         return not self._events and not self._in_flight
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether events are refused because the agent closed."""
-        return self._refusal is DropReason.CLOSED
-
-    @property
-    def has_returned_batches(self) -> bool:
-        """Whether a sender died and left a batch behind."""
-        return bool(self._returned)
-
     def take(self, limit: int) -> Batch | None:
         """Hand over the oldest waiting events, at most *limit*; None when none wait."""
         with self._lock:
@@ -375,95 +289,13 @@ class RingBuffer:
         self._call_waiting(count)
         return batch
 
-    def _call_waiting(self, count: int) -> None:
-        while count and self._waiting:
-            try:
-                self._waiting.popleft().ring()
-            except IndexError:  # another sender called the last one
-                return
-            count -= 1
-
-    def identifier(self, position: int) -> str:
-        """Return the UUID of the event at *position*: the same one whenever it is asked."""
-        return f"{self._prefix}{position:012x}"
-
-    def begin_attempt(self, batch: Batch, part: Sequence[MeterEvent]) -> bool:
-        """Note that *part* of *batch* leaves now, before any byte of it does.
-
-        False: it must not, because `close()` has accounted for it, or because this is a forked
-        child that still runs a thread of its parent.
-        """
-        with self._lock:
-            if batch.abandoned or batch not in self._in_flight:
-                return False
-            wall, ids = self._runtime.clock.time(), list(map(id, part))
-            batch.sent_at = dict.fromkeys(ids, wall) | batch.sent_at
-            now = wall, self._runtime.monotonic()
-            batch.attempted = dict.fromkeys(ids, now) | batch.attempted
-            return True
-
-    def forget_attempt(self, batch: Batch, attempted: dict[int, tuple[float, float]]) -> None:
-        """The last attempt was surely not accepted: *attempted* is how it stood before."""
-        with self._lock:
-            if not batch.abandoned:
-                batch.attempted = attempted
-
-    def settle(self, batch: Batch, events: Sequence[MeterEvent], outcome: Outcome) -> bool:
-        """Count *events* of *batch* as ended. False: `close()` had already accounted for them."""
-        with self._lock:
-            claimed = self.claim(batch, events, outcome)
-            self.settle_claim(batch)
-            return claimed
-
-    def claim(self, batch: Batch, events: Sequence[MeterEvent], outcome: Outcome) -> bool:
-        """Announce that *events* of *batch* end as *outcome*, to be counted by `settle_claim()`.
-
-        In between their letters are written. A `close()` that cannot wait for that counts them by
-        the claim. False: it had already accounted for them, and there is nothing to write.
-        """
-        with self._lock:
-            if batch.abandoned:
-                return False
-            if len(events) == len(batch.open):
-                batch.open = []
-            else:
-                gone = set(map(id, events))
-                batch.open = [event for event in batch.open if id(event) not in gone]
-            batch.claim = len(events), outcome
-            return True
-
-    def freeze(self, batch: Batch, events: list[MeterEvent]) -> bool:
-        """Fix the bytes of *batch*; what is not among *events* is invalid, and is claimed so.
-
-        False: `close()` had already accounted for the batch.
-        """
-        with self._lock:
-            if batch.abandoned:
-                return False
-            batch.events = None
-            batch.open = events
-            batch.oldest_timestamp = min((event.timestamp for event in events), default=0.0)
-            batch.claim = batch.size - len(events), Outcome.DEAD_LETTERED
-            return True
-
-    def settle_claim(self, batch: Batch) -> None:
-        """Count what was claimed."""
-        with self._lock:
-            if batch.claim is not None:
-                claim, batch.claim = batch.claim, None
-                self._count(batch, *claim)
-
-    def _count(self, batch: Batch, count: int, outcome: Outcome) -> None:
-        self._settled[outcome] += count
-        batch.size -= count
-        if not batch.size:
-            self._in_flight.pop(batch, None)
-
-    def give_back(self, batch: Batch) -> None:
-        """Leave *batch* for another sender, with its bytes and its history."""
-        with self._lock:
-            if batch.size and not batch.abandoned:
-                self._returned.append(batch)
+    def recorded(self, batch: Batch) -> Sequence[tuple[str, Any]]:
+        """Return each event of *batch* as it was recorded, with the identifier minted for it."""
+        prefix, position = self._prefix, batch.position
+        return [
+            (f"{prefix}{position + place:012x}", event)
+            for place, event in enumerate(batch.events or ())
+        ]
 
     # -- positions, counts, the end ------------------------------------------------------------
 
@@ -472,17 +304,20 @@ class RingBuffer:
         with self._lock:
             return self._taken + self._evicted
 
-    def recorded_through(self) -> int:
+    def line(self) -> int:
         """Return how many events have entered so far."""
         with self._lock:
             return self._taken + self._evicted + len(self._events)
 
-    def settled_through(self) -> int:
-        """Return how many events, counted from the first, have all ended."""
+    def is_taken(self, line: int) -> bool:
+        """Whether the first *line* events have left the waiting line."""
+        return self.taken_through() >= line
+
+    def is_settled(self, line: int) -> bool:
+        """Whether the first *line* events have all ended."""
         with self._lock:
-            return min(
-                (batch.floor for batch in self._in_flight), default=self._taken + self._evicted
-            )
+            taken = self._taken + self._evicted
+            return min((batch.floor for batch in self._in_flight), default=taken) >= line
 
     def counts(self, read_more: Callable[[], None] | None = None) -> Counts:
         """Return the whole account at one moment; *read_more* runs at the same moment."""
@@ -518,9 +353,9 @@ class RingBuffer:
         with self._lock:
             self._refusal = self._refusal or reason
             self._door[0] = 0
-            self._wanted = _NEVER
+            self._wanted = NEVER
             self._gate.alarm = 0  # a thread that is past the door looks up and finds `_sealed`
-        self._call_waiting(_NEVER)
+        self._call_waiting(NEVER)
 
     def seal(self) -> int:
         """Drop what still waits; returns how many. Everything after this is refused."""
@@ -531,46 +366,3 @@ class RingBuffer:
             self._taken += count
             self._settled[Outcome.SHUTDOWN] += count
             return count
-
-    def abandon(self) -> list[Batch]:
-        """Stop waiting for the batches in flight; each is accounted for by the caller."""
-        with self._lock:
-            batches = list(self._in_flight)
-            for batch in batches:
-                batch.abandoned = True
-                self.settle_claim(batch)
-            return batches
-
-    def settle_abandoned(self, batch: Batch, count: int, outcome: Outcome) -> None:
-        """Count *count* of the events that were left open in an abandoned batch."""
-        with self._lock:
-            self._count(batch, count, outcome)
-
-
-def _wiped_on_fork() -> mmap.mmap | bytearray:
-    if not hasattr(mmap, "MAP_ANONYMOUS"):
-        return bytearray(1)
-    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
-        page.madvise(_MADV_WIPEONFORK)
-    except (OSError, ValueError):
-        # An old kernel, or not Linux: Python's fork hook alone must tell the child.
-        return bytearray(1)
-    return page
-
-
-def _identifier_prefix(runtime: Runtime) -> str:
-    # A version 8 UUID (RFC 9562): 74 random bits name this buffer in this process, the last 48 are
-    # the event's position in it.
-    bits = f"{runtime.random_bits(_PREFIX_RANDOM_BITS):074b}"
-    high, middle, low = int(bits[:48], 2), int(bits[48:60], 2), int(bits[60:], 2)
-    return f"{high >> 16:08x}-{high & 0xFFFF:04x}-8{middle:03x}-{0x8000 | low:04x}-"
-
-
-def _copied(payload: Any) -> Any:
-    # The caller may change its dict after the call. What is not a mapping stays as it is and is
-    # refused by the validation; `record()` itself never raises.
-    try:
-        return dict(payload)
-    except Exception:  # noqa: BLE001 - whatever a caller's object does when it is read
-        return payload

@@ -11,8 +11,8 @@ from typing import Any
 
 from meter_agent import _lifecycle
 from meter_agent._agent import MeterAgent, refusing
-from meter_agent._buffer import Record
 from meter_agent._config import Config
+from meter_agent._event_buffer import Record
 from meter_agent._ledger import DropReason, Stats
 from meter_agent._log import write
 from meter_agent.exceptions import ConfigError

@@ -24,10 +24,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from meter_agent._batch import Batch
-from meter_agent._buffer import RingBuffer
+from meter_agent._event_buffer import EventBuffer
 from meter_agent._pace import Pace
 from meter_agent._runtime import Runtime
 
@@ -71,7 +71,7 @@ class Flusher:
         self,
         runtime: Runtime,
         *,
-        buffer: RingBuffer,
+        buffer: EventBuffer,
         pace: Pace,
         open_work: Callable[[], Work],
         on_death: Callable[[BaseException], None],
@@ -112,8 +112,9 @@ class Flusher:
         self._unwatched_since: deque[float] = deque()
         self._head_seen = -1, 0.0
         self._working_here: int | None = None
-        self._flush_through = 0
+        self._flush_line: Any = None
         self._closing = False
+        self._gave_up = False
         self._retiring = False
         self._stopped = False
         self._progress = runtime.condition()
@@ -238,6 +239,9 @@ class Flusher:
                     self._last_was_slow = seconds > self._flush_interval_seconds
                 self._tell_progress()
             if batch.size:
+                # No chance before the deadline of `close()`. Another sender would pull the same
+                # batch and call for the next one, over and over.
+                self._gave_up = True
                 return
             eager = True
 
@@ -247,6 +251,7 @@ class Flusher:
 
     def _next_batch(self, *, eager: bool) -> Batch | None:
         while True:
+            self._buffer.tend()
             with self._changed:
                 if self._is_over():
                     return None
@@ -300,7 +305,7 @@ class Flusher:
         if self._idle:
             self._changed.notify()
             return False
-        if len(self._senders) >= self._max_in_flight:
+        if self._gave_up or len(self._senders) >= self._max_in_flight:
             return False
         self._helpers_starting += 1
         return True
@@ -314,6 +319,9 @@ class Flusher:
 
     def _watch(self) -> None:
         seconds = self._set_alarm()
+        care_due_in = self._buffer.seconds_until_tending()
+        if care_due_in is not None:
+            seconds = care_due_in if seconds is None else min(seconds, care_due_in)
         if seconds is None or seconds > 0:
             self._doorbell.wait(seconds)
         self._buffer.unset_alarm()
@@ -344,13 +352,19 @@ class Flusher:
         waiting = len(self._buffer)
         if not waiting:
             return None
-        if self._closing or self._retiring or self._buffer.taken_through() < self._flush_through:
+        if self._closing or self._retiring or self._is_hurried():
             return 0.0
         if waiting < self._full():
             return self._until_old()
         if eager or not self._busy:
             return 0.0
         return max(0.0, self._last_pull_at + _HELP_AFTER_SECONDS - self._runtime.monotonic())
+
+    def _is_hurried(self) -> bool:
+        # Whether an event waits that somebody flushes. Called with the lock held.
+        if self._flush_line is not None and self._buffer.is_taken(self._flush_line):
+            self._flush_line = None
+        return self._flush_line is not None
 
     def _until_old(self) -> float:
         now = self._runtime.monotonic()
@@ -359,8 +373,9 @@ class Flusher:
             self._head_seen = position, now
         # The wall clock knows how old the event is, unless it was set; then, how long it has been
         # first in line.
-        recorded_at = self._buffer.oldest_recorded_at or self._runtime.clock.time()
-        age = max(self._runtime.clock.time() - recorded_at, now - self._head_seen[1])
+        wall = self._runtime.clock.time()
+        recorded_at = self._buffer.oldest_recorded_at
+        age = max(0.0 if recorded_at is None else wall - recorded_at, now - self._head_seen[1])
         return max(0.0, self._flush_interval_seconds - age)
 
     # -- flush and close -----------------------------------------------------------------------
@@ -378,15 +393,15 @@ class Flusher:
 
     def flush(self, timeout: float | None) -> bool:
         """Send what waits; True when everything recorded before the call is settled."""
-        through = self._buffer.recorded_through()
         deadline = None if timeout is None else self._runtime.monotonic() + timeout
         deaths = self._deaths
         with self._changed:
-            self._flush_through = max(self._flush_through, through)
+            # Under the lock, so that a line drawn later includes one drawn before.
+            line = self._flush_line = self._buffer.line()
         self._set_to_work()
 
         def settled() -> bool:
-            return self._buffer.settled_through() >= through
+            return self._buffer.is_settled(line)
 
         return self._wait_until(settled, deadline, deaths)
 

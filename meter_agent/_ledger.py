@@ -41,6 +41,9 @@ class DropReason(enum.StrEnum):
     SHUTDOWN = "shutdown"
     """The agent closed before it could be sent, and there was no spool to keep it in."""
 
+    DAMAGED = "damaged"
+    """Somebody else wrote into the spool, and the event cannot be read any more."""
+
     DISABLED = "disabled"
     """The setting *disabled* is on."""
 
@@ -73,10 +76,23 @@ class Tally:
 class Counts:
     """What a buffer knows about its events, read at one moment."""
 
-    __slots__ = ("buffered", "dropped", "in_flight", "oldest_recorded_at", "recorded", "settled")
+    __slots__ = (
+        "buffered",
+        "dropped",
+        "in_flight",
+        "oldest_recorded_at",
+        "quarantined",
+        "recorded",
+        "recovered",
+        "settled",
+        "spool_failures",
+    )
 
     def __init__(self) -> None:
         self.recorded = 0
+        self.recovered = 0
+        self.quarantined = 0
+        self.spool_failures = 0
         self.buffered = 0
         self.in_flight = 0
         self.settled: dict[Outcome, int] = {}
@@ -149,6 +165,12 @@ class Stats:
 
     splits: int = 0
     """Batches cut in two to find the event that Stripe refused."""
+
+    quarantined: int = 0
+    """Damaged pieces found in the spool and moved to its `quarantine/`."""
+
+    spool_failures: int = 0
+    """How often the spool could not be written or read; memory took over meanwhile."""
 
     oldest_event_age_seconds: float | None = None
     """Age of the oldest event that is neither delivered nor given up; None when there is none."""

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meter_agent import _lifecycle
-from meter_agent._buffer import Record, RingBuffer
+from meter_agent._buffer import RingBuffer
 from meter_agent._config import Config, unknown_variables
 from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReason, letter_of
 from meter_agent._event import EventEncoder, MeterEvent
+from meter_agent._event_buffer import EventBuffer, Record
 from meter_agent._flusher import Flusher, Work
 from meter_agent._imports import forget_unfinished
 from meter_agent._ledger import DropReason, Outcome, Stats, Traffic
@@ -56,30 +57,54 @@ class Pipeline:
         open_adapter: Callable[[], BaseAdapter] | None,
         refusal: DropReason | None,
     ) -> None:
-        if config.spool_dir is not None:
-            # Rather than take a promise of crash safety and not keep it.
-            raise ConfigError(
-                [f"METER_AGENT_SPOOL_DIR={config.spool_dir}: not available in this version; unset"]
-            )
         self._config = config
         self._runtime = runtime
         self._callbacks: Callbacks = on_dead_letter, on_error
         self._open_adapter = open_adapter
         self.shutdown_timeout_seconds = config.shutdown_timeout_seconds
         self._encoder = EventEncoder(*config.encoder_keys)
-        self._buffer = RingBuffer(
-            runtime,
-            capacity=config.buffer_events,
-            overflow=config.overflow,
-            block_timeout_seconds=config.block_timeout_seconds,
-            wake=self._wake,
-            on_fork=self.start_over_after_fork,
-        )
+        self._buffer = self._open_buffer()
         if refusal is not None:
             self._buffer.refuse(refusal)
         self._wire()
         if refusal is None:
             _lifecycle.register(self, handle_sigterm=config.handle_sigterm)
+            if config.spool_dir is not None:
+                self._wake()  # a dead process may have left events
+
+    def _open_buffer(self) -> EventBuffer:
+        config = self._config
+        common: dict[str, Any] = {
+            "overflow": config.overflow,
+            "block_timeout_seconds": config.block_timeout_seconds,
+            "wake": self._wake,
+            "on_fork": self.start_over_after_fork,
+        }
+        if config.spool_dir is None:
+            return RingBuffer(self._runtime, capacity=config.buffer_events, **common)
+        # Only who wants a spool pays for it.
+        try:
+            from meter_agent._spool import SpoolBuffer  # noqa: PLC0415
+            from meter_agent._spool_directory import SpoolDirectory  # noqa: PLC0415
+        except ImportError as error:
+            raise ConfigError(
+                [f"METER_AGENT_SPOOL_DIR={config.spool_dir}: not on this system ({error}); unset"]
+            ) from None
+
+        return SpoolBuffer(
+            self._runtime,
+            directory=SpoolDirectory(config.spool_dir, config.spool_bytes, self._runtime),
+            check=self._encoder.check,
+            bytes_max=config.spool_bytes,
+            memory_events=config.buffer_events,
+            sync_seconds=config.spool_sync_seconds,
+            say=self._say,
+            **common,
+        )
+
+    def _say(self, event: str, level: int, **fields: Any) -> None:
+        # The log is another one after a fork.
+        self._log.say(event, level, **fields)
 
     def _wire(self) -> None:
         config, runtime = self._config, self._runtime
@@ -113,7 +138,7 @@ class Pipeline:
             pace=self._pace,
             open_work=self._open_work,
             on_death=self._tell_death,
-            on_retired=lambda: _lifecycle.unregister(self),
+            on_retired=self._on_retired,
             batch_size=config.batch_size,
             flush_interval_seconds=config.flush_interval_seconds,
             max_in_flight=config.max_in_flight,
@@ -202,6 +227,11 @@ class Pipeline:
         """See `MeterAgent.flush`."""
         self._notice_fork()
         return self._flusher.flush(timeout)
+
+    def adopt(self) -> bool:
+        """Take over what dead processes left; False: a sender is just doing it, ask again."""
+        self._buffer.tend()
+        return self._buffer.adoptions > 0
 
     @property
     def closed(self) -> bool:
@@ -299,10 +329,15 @@ class Pipeline:
                 self._end.wait(left)
         return self._read_stats()  # calls after `close()` go on being counted
 
+    def _on_retired(self) -> None:
+        _lifecycle.unregister(self)
+        self._buffer.release()
+
     def _account_for_rest(self, deadline: float) -> None:
         self._buffer.seal()
         now = self._runtime.clock.time()
         for batch in self._buffer.abandon():
+            self._buffer.keep_abandoned(batch)
             unanswered = [event for event in batch.open if id(event) in batch.attempted]
             never_sent = batch.size - len(unanswered)
             self._buffer.settle_abandoned(batch, never_sent, Outcome.SHUTDOWN)
@@ -315,6 +350,7 @@ class Pipeline:
                 # allowed to hold up the exit.
                 if self._runtime.monotonic() < deadline + _ANNOUNCE_SECONDS:
                     self._letters.announce(letter)
+        self._buffer.release()
 
     def _read_stats(self) -> Stats:
         traffic = self._traffic
@@ -332,12 +368,15 @@ class Pipeline:
         oldest = counts.oldest_recorded_at
         return Stats(
             recorded=counts.recorded,
+            recovered=counts.recovered,
             delivered=counts.settled[Outcome.DELIVERED],
             dead_lettered=counts.settled[Outcome.DEAD_LETTERED],
             uncertain=counts.settled[Outcome.UNCERTAIN],
             dropped=counts.dropped,
             buffered=counts.buffered,
             in_flight=counts.in_flight,
+            quarantined=counts.quarantined,
+            spool_failures=counts.spool_failures,
             oldest_event_age_seconds=(
                 None if oldest is None else max(0.0, self._runtime.clock.time() - oldest)
             ),
@@ -383,7 +422,7 @@ class Pipeline:
     def _tell_end(self, stats: Stats) -> None:
         if not stats.recorded + stats.recovered:
             return
-        lost = stats.dropped_total + stats.uncertain
+        lost = stats.dropped_total + stats.uncertain + stats.buffered
         write(
             "meter_agent.closed",
             logging.WARNING if lost else logging.INFO,
@@ -394,7 +433,13 @@ class Pipeline:
             uncertain=stats.uncertain,
             dropped=dict(stats.dropped),
             last_error=stats.last_error,
+            **self._left_behind(stats),
         )
+
+    def _left_behind(self, stats: Stats) -> dict[str, Any]:
+        if self._config.spool_dir is None:
+            return {}
+        return {"left_in_spool": stats.buffered, "spool_dir": str(self._config.spool_dir)}
 
     def tell_unknown_variables(self) -> None:
         """Warn about environment variables that look like settings but are none."""

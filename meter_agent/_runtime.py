@@ -37,6 +37,10 @@ class Clock(Protocol):
         """Return unix seconds."""
         ...
 
+    def time_ns(self) -> int:
+        """Return unix nanoseconds."""
+        ...
+
 
 class Condition(Protocol):
     """The part of `threading.Condition` that the package uses."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from meter_agent._answer import Answer
 from meter_agent._batch import Batch
-from meter_agent._buffer import RingBuffer
 from meter_agent._dead_letters import (
     DeadLetter,
     DeadLetterFile,
@@ -17,8 +16,10 @@ from meter_agent._dead_letters import (
 )
 from meter_agent._delivery import Delivery
 from meter_agent._event import EventEncoder, MeterEvent, describe
+from meter_agent._event_buffer import EventBuffer
 from meter_agent._ledger import Outcome
 from meter_agent._runtime import Runtime
+from meter_agent._spool_body import InvalidRecord
 from meter_agent.exceptions import InvalidEventError
 
 __all__ = ["Sender"]
@@ -31,7 +32,7 @@ class Sender:
         self,
         runtime: Runtime,
         *,
-        buffer: RingBuffer,
+        buffer: EventBuffer,
         encoder: EventEncoder,
         delivery: Delivery,
         letters: DeadLetterFile,
@@ -45,7 +46,7 @@ class Sender:
     def process(self, batch: Batch) -> None:
         """Settle every event of *batch*, or return early because the agent closes."""
         if batch.events is not None:
-            self._freeze(batch, batch.events)
+            self._freeze(batch)
         if not batch.open:
             return
 
@@ -63,20 +64,24 @@ class Sender:
         """Close this sender's connections."""
         self._delivery.close()
 
-    def _freeze(self, batch: Batch, recorded: list[Any]) -> None:
+    def _freeze(self, batch: Batch) -> None:
         # Nothing is counted before every event has been looked at, so that a batch whose sender
         # dies in between comes out the same for the next one.
         valid: list[MeterEvent] = []
+        places: list[int] = []
         letters: list[DeadLetter] = []
-        for place, event in enumerate(recorded):
-            identifier = self._buffer.identifier(batch.position + place)
+        for place, (identifier, event) in enumerate(self._buffer.recorded(batch)):
+            if isinstance(event, InvalidRecord):
+                letters.append(self._refused(event.event, event.rule, event.recorded_at))
+                continue
             try:
                 valid.append(self._encoder.encode(event, identifier))
+                places.append(place)
             except InvalidEventError as error:
                 letters.append(self._invalid(event, str(error)))
             except (Exception, SystemExit) as error:  # noqa: BLE001 - objects that misbehave
                 letters.append(self._invalid(event, f"it cannot be read: {type(error).__name__}"))
-        if self._buffer.freeze(batch, valid):
+        if self._buffer.freeze(batch, valid, places):
             self._keep(batch, letters)
 
     def _settle(
@@ -106,13 +111,16 @@ class Sender:
             raise stopped
 
     def _invalid(self, event: Any, rule: str) -> DeadLetter:
+        return self._refused(describe(event), rule, event[0])
+
+    def _refused(self, event: Any, rule: str, recorded_at: float) -> DeadLetter:
         return DeadLetter(
-            event=describe(event),
+            event=event,
             reason=DeadLetterReason.INVALID.value,
             message=rule,
             code=None,
             request_id=None,
-            recorded_at=format_anyhow(event[0]),
+            recorded_at=format_anyhow(recorded_at),
             attempted_at=None,
             settled_at=format_anyhow(self._runtime.clock.time()),
         )

@@ -27,6 +27,7 @@ TESTS = (
     "tests/test_delivery.py",
     "tests/test_answer.py",
     "tests/agent",
+    "tests/spool",
     "tests/wire/test_transport.py",
     "tests/wire/test_connections.py",
 )
@@ -61,9 +62,9 @@ MUTANTS = (
     Mutant(
         "the bell is looked for before the wish is taken down",
         "_buffer.py",
-        "            self._wanted = _NEVER\n            self._gate.alarm = self._nearly_full\n"
+        "            self._wanted = NEVER\n            self._gate.alarm = self._nearly_full\n"
         "            self._wake()",
-        "            self._wake()\n            self._wanted = _NEVER\n"
+        "            self._wake()\n            self._wanted = NEVER\n"
         "            self._gate.alarm = self._nearly_full",
     ),
     Mutant(
@@ -80,7 +81,7 @@ MUTANTS = (
     ),
     Mutant(
         "settled, though close() had accounted for it",
-        "_buffer.py",
+        "_event_buffer.py",
         "            if batch.abandoned:\n                return False\n            if len(events)",
         "            if len(events)",
     ),
@@ -118,7 +119,7 @@ MUTANTS = (
     Mutant(
         "flush() waits for full batches",
         "_flusher.py",
-        "if self._closing or self._retiring or self._buffer.taken_through() < self._flush_through:",
+        "if self._closing or self._retiring or self._is_hurried():",
         "if self._closing or self._retiring:",
     ),
     Mutant(
@@ -142,6 +143,12 @@ MUTANTS = (
         "            with self._changed:\n"
         "                seconds = 0.0 if self._is_over() else self._due_in(eager=False)\n"
         "            self._buffer.set_alarm(1 if empty else self._full())\n",
+    ),
+    Mutant(
+        "senders without a chance call each other",
+        "_flusher.py",
+        "        if self._gave_up or len(self._senders) >= self._max_in_flight:",
+        "        if len(self._senders) >= self._max_in_flight:",
     ),
     Mutant(
         "a refused token is kept",
@@ -265,6 +272,99 @@ MUTANTS = (
         "_answer.py",
         "Verdict.DUPLICATE if _is_duplicate(error) else Verdict.REJECTED",
         "Verdict.REJECTED",
+    ),
+    Mutant(
+        "spool: what has ended is not marked",
+        "_segment.py",
+        "        self.mark(offset, form.SETTLED)\n",
+        "",
+    ),
+    Mutant(
+        "spool: sent without a mark",
+        "_spool.py",
+        "                    place.segment.mark(place.offset, mark)\n",
+        "                    pass\n",
+    ),
+    Mutant(
+        "spool: marked after it was sent",
+        "_delivery.py",
+        "        if not self._attempts.begin_attempt(batch, part):\n            return None\n"
+        "        answer = self._stream.send(token, [event.body for event in part])\n",
+        "        answer = self._stream.send(token, [event.body for event in part])\n"
+        "        if not self._attempts.begin_attempt(batch, part):\n            return None\n",
+    ),
+    Mutant(
+        "spool: each retry marks anew",
+        "_spool.py",
+        "                if id(event) not in before:",
+        "                if True:",
+    ),
+    Mutant(
+        "spool: a mark is kept though it was surely refused",
+        "_spool.py",
+        "                        place.segment.mark(place.offset, form.NEVER_ATTEMPTED)",
+        "                        pass",
+    ),
+    Mutant(
+        "spool: what the dead process has sent is taken for unsent",
+        "_spool.py",
+        "                if first is not None:",
+        "                if first is not None and first > wall:",
+    ),
+    Mutant(
+        "spool: two agents of a process get the same file",
+        "_segment.py",
+        "    return key if _claims.setdefault(key, mine) is mine else None",
+        "    return key if _claims.setdefault(key, mine) else None",
+    ),
+    Mutant(
+        "spool: what is behind a damaged record is lost",
+        "_spool_format.py",
+        "            if offset >= 0:\n                continue\n",
+        "",
+    ),
+    Mutant(
+        "spool: recovered counts what had ended",
+        "_segment.py",
+        "            elif piece.mark != form.SETTLED:",
+        "            else:",
+    ),
+    Mutant(
+        "spool: a file goes while its events are on the way",
+        "_spool.py",
+        "            if segment.sealed and not segment.open:",
+        "            if segment.sealed and not segment.waiting:",
+    ),
+    Mutant(
+        "spool: an append wakes nobody",
+        "_spool.py",
+        "        self._gate.alarm = NEVER\n        self._wake()",
+        "        self._gate.alarm = NEVER",
+    ),
+    Mutant(
+        "spool: looked for orphans only once",
+        "_spool.py",
+        "                self._next_adoption_at = now + ADOPT_SECONDS",
+        "                self._next_adoption_at = now + 1e9",
+    ),
+    Mutant(
+        "spool: more on the disk than is allowed",
+        "_spool_directory.py",
+        "        if self.bytes_reserved() > self._bytes_max:\n            raise SpoolFullError",
+        "        if self.bytes_reserved() > 2 * self._bytes_max:\n            raise SpoolFullError",
+    ),
+    Mutant(
+        "spool: what stays in it is counted twice",
+        "_spool.py",
+        "            batch.size -= kept\n",
+        "",
+    ),
+    Mutant(
+        "spool: looks at its files for ever while it closes",
+        "_spool.py",
+        "        if self._refusal is not None:\n            return None\n"
+        "        now = self._runtime.monotonic()\n",
+        "        now = self._runtime.monotonic()\n",
     ),
 )
 

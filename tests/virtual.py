@@ -19,6 +19,9 @@ class VirtualClock:
     def time(self) -> float:
         return self.wall
 
+    def time_ns(self) -> int:
+        return int(self.time() * 1e9)
+
 
 class VirtualCondition:
     """Notifies nobody, for there is nobody else; `on_wait` plays the part of the other threads."""
@@ -125,6 +128,9 @@ class ShiftedRuntime(SystemRuntime):
 
     def time(self) -> float:
         return time.time() + self._ahead_seconds
+
+    def time_ns(self) -> int:
+        return int(self.time() * 1e9)
 
     def monotonic(self) -> float:
         return time.monotonic() + self._ahead_seconds

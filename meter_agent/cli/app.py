@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from meter_agent._version import __version__
+from meter_agent.cli.dead_letters_command import dead_letters
 from meter_agent.cli.demo_command import demo
+from meter_agent.cli.exit_codes import ExitCode
+from meter_agent.cli.groups import group_help
 from meter_agent.cli.sandbox_command import sandbox
+from meter_agent.cli.spool_command import spool
 
 __all__ = ["app"]
-
-_INTERRUPTED = 130
-"""What shells report of a command that Ctrl-C ended."""
 
 
 class _Group(click.Group):
@@ -27,9 +28,13 @@ class _Group(click.Group):
         except click.ClickException as error:
             click.echo(f"{_where(error)}: {' '.join(error.format_message().split())}", err=True)
             sys.exit(error.exit_code)
+        except OSError as error:
+            # Whatever ails a disk in the middle of the work. Broken pipes are click's business.
+            click.echo(f"meter-agent: {error}", err=True)
+            sys.exit(ExitCode.USAGE)
         except click.Abort:
             click.echo("interrupted", err=True)
-            sys.exit(_INTERRUPTED)
+            sys.exit(ExitCode.INTERRUPTED)
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -48,12 +53,13 @@ def _where(error: click.ClickException) -> str:
 def app(context: click.Context) -> None:
     """Usage metering for Stripe: try it, run a local Stripe, look after your events.
 
-    Exit codes: 0 ok; 1 the answer is bad; 2 usage or configuration.
+    Exit codes: 0 ok; 1 the answer is bad; 2 usage or configuration; 3 partly done; 4 the key is
+    refused; 5 Stripe cannot be reached.
     """
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help(), err=True)
-        context.exit(2)
+    group_help(context)
 
 
+app.add_command(dead_letters)
 app.add_command(demo)
 app.add_command(sandbox)
+app.add_command(spool)

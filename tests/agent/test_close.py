@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from meter_agent import (
     DeadLetter,
     Stats,
 )
+from meter_agent._runtime import SystemRuntime
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import Hold, MakeAgent, sender_threads
 
@@ -55,6 +57,28 @@ def test_close_drops_what_it_cannot_send_and_says_so(
     line = next(r for r in caplog.records if r.getMessage() == "meter_agent.closed")
     assert line.__dict__["dropped"] == {"shutdown": 250}
     assert line.levelno == logging.WARNING
+
+
+class CountingRuntime(SystemRuntime):
+    """Counts the threads that it starts."""
+
+    def __init__(self) -> None:
+        self.started = 0
+
+    def start_thread(self, target: Callable[[], None], name: str) -> None:
+        self.started += 1
+        super().start_thread(target, name)
+
+
+def test_close_starts_no_senders_when_one_has_found_that_there_is_no_time(
+    make_agent: MakeAgent,
+) -> None:
+    runtime = CountingRuntime()
+    agent = make_agent(runtime=runtime, batch_size=1, max_in_flight=8, max_events_per_second=1)
+    for _ in range(50):
+        agent.record("requests", "cus_1")
+    agent.close(0.5)
+    assert runtime.started <= 8
 
 
 def test_close_leaves_what_may_have_arrived_to_a_human(

@@ -14,6 +14,7 @@ from meter_agent import (
     DeadLetter,
     InvalidEventError,
 )
+from meter_agent._buffer import RingBuffer
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent, billed
 
@@ -135,7 +136,9 @@ def test_a_clock_before_1970_makes_letters_and_not_dead_senders(
 ) -> None:
     letters: list[DeadLetter] = []
     agent = make_agent(on_dead_letter=letters.append)
-    agent._pipeline._buffer._events.append((-5.0, "tokens", "cus_1", 1, None, None, None))
+    buffer = agent._pipeline._buffer
+    assert isinstance(buffer, RingBuffer)
+    buffer._events.append((-5.0, "tokens", "cus_1", 1, None, None, None))
     agent.record("tokens", "cus_1")
     assert agent.flush(20)
     assert [letter.recorded_at for letter in letters] == ["-5.0"]

@@ -233,6 +233,9 @@ def test_a_letter_is_written_also_when_the_clock_is_before_all_calendars(
         def time(self) -> float:
             return time.time() + self.offset_seconds
 
+        def time_ns(self) -> int:
+            return int(self.time() * 1e9)
+
     class LostClock(SystemRuntime):
         clock: Any = Clock()
 

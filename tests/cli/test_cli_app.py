@@ -45,6 +45,10 @@ def test_no_command_at_all_is_answered_with_help_on_stderr(cli: CliRunner) -> No
         (["sandbox", "--session-seconds", "nan"], "session_seconds must be more than 0"),
         (["sandbox", "--host", "0.0.0.0"], "0.0.0.0 is not a loopback address"),
         (["demo", "--seconds", "-1"], "meter-agent demo: Invalid value for '--seconds'"),
+        (["spool", "lx"], "meter-agent spool: No such command 'lx'"),
+        (["spool", "replay", "--patience", "0"], "Invalid value for '--patience'"),
+        (["dead-letters", "ls", "--reason", "bad"], "Invalid value for '--reason'"),
+        (["dead-letters", "resend", "--all"], "No such option '--all'"),
         (["demo", "extra"], "meter-agent demo: Got unexpected extra argument"),
     ],
 )

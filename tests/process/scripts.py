@@ -85,7 +85,9 @@ def ledger(done: Any) -> dict[str, Any]:
     assert name == "meter_agent.closed", done.stderr
     final: dict[str, Any] = ast.literal_eval(fields)
     ended = final["delivered"] + final["dead_lettered"] + final["uncertain"]
-    assert final["recorded"] == ended + sum(final["dropped"].values()), final
+    ended += final.get("left_in_spool", 0)
+    held = final["recorded"] + final["recovered"]
+    assert held == ended + sum(final["dropped"].values()), final
     return final
 
 

@@ -48,8 +48,7 @@ class Books:
         """The number of an event in a dead letter, in wire form or as it was recorded."""
         return int(event["payload"]["value"] if "value" not in event else event["value"])
 
-    @staticmethod
-    def never_sent(letters: Mapping[int, str], network: Network) -> set[int]:
+    def never_sent(self, letters: Mapping[int, str], network: Network) -> set[int]:
         """Events that are uncertain and were in no request."""
         uncertain = {number for number, reason in letters.items() if reason == "uncertain"}
         return uncertain - {network.value_of(identifier) for identifier in network.last_sent_at}
@@ -92,7 +91,10 @@ class Books:
 
     @staticmethod
     def resent_too_late(
-        network: Network, ledger: Sequence[Any], window_seconds: float
+        network: Network,
+        ledger: Sequence[Any],
+        window_seconds: float,
+        clock_error_seconds: float,
     ) -> dict[str, float]:
         """Accepted identifiers that went out again after the window, and how long after."""
         late = {}
@@ -102,6 +104,6 @@ class Books:
             # Between the look at the clock and the wire a thread may be held up; that is what the
             # hour between our window and Stripe's is for.
             held_up = network.scheduler.stalled_since(accepted_at)
-            if after >= window_seconds + held_up + _STEPS_SECONDS:
+            if after >= window_seconds + clock_error_seconds + held_up + _STEPS_SECONDS:
                 late[row["identifier"]] = after
         return late

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -50,35 +53,43 @@ class Network:
         self.last_sent_at: dict[str, float] = {}
         """When the last request with each identifier set off."""
         self.failed_at: list[float] = []
-        self.on_the_way = 0
-        self._sessions_on_the_way = 0
+        self.identifier_of: dict[int, str] = {}
+        """Under which identifier each value is known."""
+        self.posthumous = 0
+        """How many requests of dead processes have not arrived yet."""
+        self._sessions_on_the_way: Counter[int] = Counter()
+        self._outbound: dict[object, tuple[list[str], Callable[[], Any]]] = {}
         self._bodies: dict[str, str] = {}
         self._random = random
 
-    def send(self, request: requests.PreparedRequest, answer: Callable[[], Any]) -> Any:
-        """Carry *request* to *answer* and back, and check it on the way."""
+    def send(
+        self, request: requests.PreparedRequest, answer: Callable[[], Any], process: int
+    ) -> Any:
+        """Carry *request* of *process* to *answer* and back, and check it on the way."""
         forbid_locks(self.scheduler._me(), "send a request")
         is_session = "session" in (request.url or "")
-        if is_session and self._sessions_on_the_way:
+        if is_session and self._sessions_on_the_way[process]:
             raise BrokenPromiseError("two sessions are asked for at the same time")
-        self._sessions_on_the_way += is_session
-        self.on_the_way += 1
+        self._sessions_on_the_way[process] += is_session
         try:
             return self._carry(request, answer, is_session)
         finally:
-            self.on_the_way -= 1
-            self._sessions_on_the_way -= is_session
+            self._sessions_on_the_way[process] -= is_session
 
     def _carry(
         self, request: requests.PreparedRequest, answer: Callable[[], Any], is_session: bool
     ) -> Any:
         sent_at = self.scheduler.now
-        if not is_session:
-            self.last_sent_at.update(dict.fromkeys(self._identifiers(request), sent_at))
+        identifiers = [] if is_session else self._identifiers(request)
+        self.last_sent_at.update(dict.fromkeys(identifiers, sent_at))
         if self._random.random() < self.deadly:
             raise MemoryError("a sender dies")
         self._pass(self.lookup_seconds_max)
+        letter = object()
+        if identifiers:
+            self._outbound[letter] = identifiers, answer
         self._pass(self.latency_seconds_max)
+        self._outbound.pop(letter, None)
         failed = True
         try:
             if self.down:
@@ -91,6 +102,27 @@ class Network:
             if failed:
                 self.failed_at.append(sent_at)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether events are on their way to the server."""
+        return bool(self._outbound)
+
+    def process_died(self) -> set[str]:
+        """Some of what its process had sent arrives all the same; returns all identifiers in it."""
+        outbound, self._outbound = list(self._outbound.values()), {}
+        for _, answer in outbound:
+            if self._random.random() < 0.5:
+                self.posthumous += 1
+                self.scheduler.start(partial(self._arrive, answer), "dead man's letter")
+        return {identifier for identifiers, _ in outbound for identifier in identifiers}
+
+    def _arrive(self, answer: Callable[[], Any]) -> None:
+        self._pass(self.latency_seconds_max)
+        if not self.down:
+            with suppress(requests.RequestException):
+                answer()
+        self.posthumous -= 1
+
     def _identifiers(self, request: requests.PreparedRequest) -> list[str]:
         body = request.body
         assert isinstance(body, bytes)
@@ -101,12 +133,20 @@ class Network:
                 raise BrokenPromiseError(
                     f"{identifier} changed: {self._bodies[identifier]} -> {form}"
                 )
+            self.expect_identifier(int(event["payload"]["value"]), identifier)
             identifiers.append(identifier)
         if len(identifiers) > self.batch_size:
             raise BrokenPromiseError(f"a batch of {len(identifiers)} events")
         if len(set(identifiers)) != len(identifiers):
             raise BrokenPromiseError("one request carried an identifier twice")
         return identifiers
+
+    def expect_identifier(self, value: int, identifier: str) -> None:
+        """An event keeps its identifier for ever, whichever process has it."""
+        if self.identifier_of.setdefault(value, identifier) != identifier:
+            raise BrokenPromiseError(
+                f"event {value} was {self.identifier_of[value]} and is {identifier}"
+            )
 
     def value_of(self, identifier: str) -> int:
         """The value of an event that was sent."""
@@ -120,13 +160,16 @@ class Network:
 
 
 class SimulatedAdapter(SandboxAdapter):
-    """The sandbox's door behind a simulated network."""
+    """The sandbox's door behind a simulated network, for the threads of *process*."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, process: int) -> None:
         super().__init__(network.sandbox, sleep=network.scheduler.wait)
         self._network = network
+        self._process = process
 
     def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> Any:
         return self._network.send(
-            request, lambda: super(SimulatedAdapter, self).send(request, *args, **options)
+            request,
+            lambda: super(SimulatedAdapter, self).send(request, *args, **options),
+            self._process,
         )

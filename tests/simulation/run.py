@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 from unittest.mock import patch
 
-from meter_agent import _buffer, _delivery, _lifecycle, _log, _sender, _stream  # noqa: F401 - see below
+from meter_agent import _buffer, _delivery, _lifecycle, _log, _sender, _spool, _stream  # noqa: F401 - see below
 from tests.simulation.scheduler import BrokenPromiseError
+from tests.simulation.spool_world import SpoolWorld
 from tests.simulation.world import World
 
 __all__ = ["run_seed"]
@@ -32,9 +33,10 @@ def run_seed(seed: int, directory: Path) -> World:
     gc.disable()
     try:
         with patch.object(_buffer, "_PLACES_UNDER_LOCK", PLACES_UNDER_LOCK):
-            world = World(seed, directory)
+            world = (SpoolWorld if seed % 3 == 2 else World)(seed, directory)
             world.path.unlink(missing_ok=True)
-            world.scheduler.run(world.play)
+            with world.installed():
+                world.scheduler.run(world.play)
     except BrokenPromiseError as violation:
         raise BrokenPromiseError(f"{violation}\nagain: make sim SEED={seed}") from None
     finally:

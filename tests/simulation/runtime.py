@@ -32,6 +32,8 @@ class SimulatedLock:
         return True
 
     def __exit__(self, *error: object) -> None:
+        if self._me().killed:
+            return
         if not self._is_owned():
             raise BrokenPromiseError("a lock was given back by a thread that does not hold it")
         self.depth -= 1
@@ -129,10 +131,24 @@ class SimulatedClock:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self.step_seconds = 0.0
+        self.steps_seen = {0.0}
+
+    def step_to(self, seconds: float) -> None:
+        """Go ahead of the true time by *seconds*."""
+        self.step_seconds = seconds
+        self.steps_seen.add(seconds)
+
+    @property
+    def span_seconds(self) -> float:
+        """Between two readings nobody can have been wrong by more than this."""
+        return max(self.steps_seen) - min(self.steps_seen)
 
     def time(self) -> float:
         self._scheduler.step()
         return self.now()
+
+    def time_ns(self) -> int:
+        return int(self.time() * 1e9)
 
     def now(self) -> float:
         return START + self._scheduler.now + self.step_seconds
@@ -151,6 +167,8 @@ class SimulatedRuntime:
         self.scheduler = scheduler
         self.clock = SimulatedClock(scheduler)
         self.no_thread = no_thread
+        self.process = 0
+        """The process to which threads that are started from now on belong."""
         self._random = random
 
     def monotonic(self) -> float:
@@ -184,7 +202,7 @@ class SimulatedRuntime:
         forbid_locks(self.scheduler._me(), "start a thread")
         if self._random.random() < self.no_thread:
             raise RuntimeError("can't start new thread")
-        self.scheduler.start(target, name)
+        self.scheduler.start(target, name, process=self.process)
 
 
 def forbid_locks(task: Task, doing: str) -> None:

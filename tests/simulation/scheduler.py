@@ -20,7 +20,7 @@ from random import Random
 from types import FrameType
 from typing import Any
 
-__all__ = ["BrokenPromiseError", "Scheduler", "Task"]
+__all__ = ["BrokenPromiseError", "Scheduler", "Task", "TaskKilled"]
 
 _STEPS_MAX = 400_000
 _STEP_SECONDS = 1e-6
@@ -31,12 +31,18 @@ class BrokenPromiseError(AssertionError):
     """A promise was broken in a simulated world."""
 
 
+class TaskKilled(BaseException):
+    """The process of this task was killed: what unwinds now must change nothing."""
+
+
 class Task:
     """One simulated thread."""
 
-    def __init__(self, number: int, name: str) -> None:
+    def __init__(self, number: int, name: str, process: int) -> None:
         self.number = number
         self.name = name
+        self.process = process
+        self.killed = False
         self.baton = threading.Semaphore(0)
         self.done = False
         self.waiting = False
@@ -101,6 +107,7 @@ class Scheduler:
         self.violation: BaseException | None = None
         self._over = threading.Event()
         self._calm = False
+        self._step_alarm: tuple[int, Task] | None = None
 
     # -- tasks ---------------------------------------------------------------------------------
 
@@ -119,10 +126,16 @@ class Scheduler:
             )
         if self.violation is not None:
             raise self.violation
+        self._bury()
 
-    def start(self, target: Callable[[], None], name: str) -> Task:
-        """Start a task; it runs when the baton comes to it."""
-        task = Task(len(self.tasks), name)
+    def start(self, target: Callable[[], None], name: str, *, process: int | None = None) -> Task:
+        """Start a task; it runs when the baton comes to it.
+
+        *process* says whose `kill()` ends it; None: the same as that of the task that starts it.
+        """
+        if process is None:
+            process = self.current.process if self.current is not None else 0
+        task = Task(len(self.tasks), name, process)
         self.tasks.append(task)
         task.thread = threading.Thread(target=self._live, args=(task, target), daemon=True)
         task.thread.start()
@@ -133,13 +146,31 @@ class Scheduler:
         # Always, also to None: a coverage tracer would count the simulator's own time.
         sys.settrace(self._trace if self.traced_files else None)
         try:
-            target()
+            if not task.killed:
+                target()
         except BaseException as error:  # noqa: BLE001 - carried to the thread that called run()
-            self.fail(error)
+            if not task.killed:
+                self.fail(error)
         finally:
             sys.settrace(None)
         task.done = True
-        self._hand_on()
+        if not task.killed:
+            self._hand_on()
+
+    def kill(self, process: int) -> None:
+        """Stop the tasks of *process* for ever, each where it is."""
+        for task in self.tasks:
+            if task.process == process and not task.done:
+                task.killed = task.done = True
+
+    def _bury(self) -> None:
+        # A thread for each killed task would stay behind. Now that the world is over they may
+        # unwind, one by one.
+        for task in self.tasks:
+            if task.killed and task.thread is not None:
+                self.current = task
+                task.baton.release()
+                task.thread.join(_REAL_SECONDS_MAX)
 
     def fail(self, error: BaseException) -> None:
         """End the world. The other tasks stay where they are."""
@@ -162,10 +193,16 @@ class Scheduler:
         """A place where a real scheduler could take the processor away."""
         self.steps += 1
         self.now += _STEP_SECONDS
+        if self._me().killed:
+            raise TaskKilled
         if self.steps > _STEPS_MAX:
             self._abandon(BrokenPromiseError(f"no end after {_STEPS_MAX} steps\n{self.picture()}"))
         if self._calm:
             return
+        if self._step_alarm is not None and self.steps >= self._step_alarm[0]:
+            task, self._step_alarm = self._step_alarm[1], None
+            self.wake(task)
+            self._switch(task)
         draw = self.random.random()
         if draw < self.stall:
             seconds = self.random.random() * self.stall_seconds_max
@@ -185,10 +222,18 @@ class Scheduler:
     def wait(self, seconds: float | None) -> None:
         """Let *seconds* pass, or wait until `wake()`."""
         task = self._me()
+        if task.killed:
+            raise TaskKilled
         task.waiting = True
         task.wake_at = None if seconds is None else self.now + max(0.0, seconds)
         self._switch()
         task.wakes += 1
+
+    def wait_steps(self, steps: int, seconds: float) -> None:
+        """Wait until *steps* were taken, wherever everybody is then; at most *seconds*."""
+        self._step_alarm = self.steps + steps, self._me()
+        self.wait(seconds)
+        self._step_alarm = None
 
     def wake(self, task: Task) -> None:
         """End *task*'s wait."""
@@ -199,9 +244,9 @@ class Scheduler:
         assert self.current is not None
         return self.current
 
-    def _switch(self) -> None:
+    def _switch(self, other: Task | None = None) -> None:
         me = self._me()
-        other = self._choose()
+        other = other or self._choose()
         if other is me:
             return
         if other is None:
@@ -210,6 +255,8 @@ class Scheduler:
         self.current = other
         other.baton.release()
         me.baton.acquire()
+        if me.killed:
+            raise TaskKilled
 
     def _hand_on(self) -> None:
         if self.violation is not None:
@@ -244,7 +291,7 @@ class Scheduler:
 
     def _ring_alarms(self) -> None:
         for task in self.tasks:
-            if task.waiting and task.wake_at is not None and task.wake_at <= self.now:
+            if task.waiting and not task.done and task.wake_at and task.wake_at <= self.now:
                 self.wake(task)
 
     # -- between the lines ---------------------------------------------------------------------
@@ -255,6 +302,8 @@ class Scheduler:
     def _trace_line(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line":
             task = self._me()
+            if task.killed:
+                return None
             if self.interrupt is not None and not task.interrupted and self.random.random() < 0.01:
                 task.interrupted += 1
                 self.interrupt()

@@ -8,6 +8,7 @@ import pytest
 from tests.simulation.run import run_seed
 from tests.simulation.runtime import SimulatedRuntime
 from tests.simulation.scheduler import BrokenPromiseError, Scheduler
+from tests.simulation.spool_world import WAYS, SpoolWorld
 
 WORLDS = 300
 WORLDS_PER_TEST = 10
@@ -56,10 +57,46 @@ def test_the_worlds_meet_every_way_an_event_can_end(tmp_path: Path) -> None:
     assert drops == {"overflow", "closed", "shutdown"}
 
 
+def test_the_worlds_with_a_spool_meet_every_way_a_process_can_leave_it(tmp_path: Path) -> None:
+    missing = set(WAYS)
+    for seed in range(2, WORLDS, 3):
+        world = run_seed(seed, tmp_path)
+        assert isinstance(world, SpoolWorld)
+        missing -= {name for name, times in world.met.items() if times}
+        if not missing:
+            break
+    assert not missing
+
+
 @pytest.fixture
 def runtime() -> SimulatedRuntime:
     random = Random(1)
     return SimulatedRuntime(Scheduler(random, preempt=0.3), random)
+
+
+def test_what_is_killed_does_not_go_on(runtime: SimulatedRuntime) -> None:
+    done: list[str] = []
+
+    def work(name: str) -> None:
+        try:
+            with runtime.condition():
+                runtime.scheduler.wait(1.0)
+            done.append(name)
+        finally:
+            runtime.monotonic()
+            done.append(f"{name} at the end")
+
+    def main() -> None:
+        for process in (1, 2):
+            runtime.process = process
+            runtime.start_thread(lambda name=f"of {process}": work(name), "worker")  # type: ignore[misc]
+        runtime.scheduler.wait(0.5)
+        runtime.scheduler.kill(1)
+        runtime.scheduler.wait(10.0)
+
+    runtime.scheduler.run(main)
+    assert done == ["of 2", "of 2 at the end"]
+    assert not any(task.thread.is_alive() for task in runtime.scheduler.tasks if task.thread)
 
 
 def test_a_deadlock_is_found(runtime: SimulatedRuntime) -> None:

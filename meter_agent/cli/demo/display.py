@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Iterator
 
 import click
 from rich.columns import Columns
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from meter_agent import Stats
 from meter_agent.cli.demo.play import Report, Viewer
+from meter_agent.cli.progress import Progress, progress
 
 __all__ = ["print_report", "watch"]
-
-_PLAIN_LINE_SECONDS = 2.0
 
 
 @contextlib.contextmanager
 def watch(console: Console | None = None) -> Iterator[Viewer]:
     """Yield what shows the ledger while it runs: live on a terminal, else a line now and then."""
-    console = console or Console(stderr=True)
-    if not console.is_terminal:
-        yield _PlainLines(console)
-        return
-    with Live(console=console) as live:
-        yield _LiveLedger(live)
+    with progress("replay", console) as shown:
+        yield _Ledger(shown)
 
 
 def print_report(report: Report, *, as_json: bool) -> None:
@@ -46,43 +37,16 @@ def print_report(report: Report, *, as_json: bool) -> None:
     click.echo(verdict, err=as_json)
 
 
-class _LiveLedger:
-    """On a terminal: a progress bar with the ledger below it."""
+class _Ledger:
+    """The agent's ledger as progress."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
-        self._progress = Progress(
-            TextColumn("replay"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        )
-        self._bar = self._progress.add_task("replay", total=None)
-
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._live.console.print(text, highlight=False, soft_wrap=True)
+    def __init__(self, shown: Progress) -> None:
+        self.say = shown.say
+        self._shown = shown
 
     def show(self, stats: Stats, events: int) -> None:
-        """Bring bar and ledger up to date."""
-        self._progress.update(self._bar, total=events, completed=_settled(stats))
-        self._live.update(Group(self._progress, Text(_ledger_line(stats), style="dim")))
-
-
-class _PlainLines:
-    """Without a terminal: a line at most every two seconds, for logs."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._next_at = 0.0
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(text, highlight=False, soft_wrap=True)
-
-    def show(self, stats: Stats, events: int) -> None:
-        """Print the ledger if it is time."""
-        now = time.monotonic()
-        if now >= self._next_at or _settled(stats) == events:
-            self._next_at = now + _PLAIN_LINE_SECONDS
-            self.say(f"{_settled(stats)}/{events} settled: {_ledger_line(stats)}")
+        """Bring it up to date."""
+        self._shown.show(_settled(stats), events, _ledger_line(stats))
 
 
 def _settled(stats: Stats) -> int:

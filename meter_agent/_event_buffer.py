@@ -1,0 +1,356 @@
+"""What every buffer does the same: who holds which event, from `take()` until it is settled.
+
+How events wait is up to the kind: in memory (`_buffer.py`), or in files that outlive the process
+(`_spool.py`). Nothing above knows the difference.
+
+The door is one byte in a page that the kernel wipes on `fork` (where it can): a forked child finds
+it closed at its first `record()`, also when Python's own fork hooks never ran. `os.getpid()` in the
+fast path would cost as much as everything else in it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from meter_agent._batch import Batch
+from meter_agent._event import MeterEvent
+from meter_agent._ledger import Counts, DropReason, Outcome, Tally
+from meter_agent._runtime import Doorbell, Runtime
+
+__all__ = ["NEVER", "EventBuffer", "Record", "copied"]
+
+NEVER = sys.maxsize
+_LOOK_AGAIN_SECONDS = 0.001
+_MADV_WIPEONFORK = 18  # Linux 4.14; Python has no name for it
+
+
+class Record(Protocol):
+    """The signature of `record()`."""
+
+    def __call__(
+        self,
+        event_name: str,
+        customer_id: str,
+        value: Any = 1,
+        *,
+        timestamp: Any = None,
+        identifier: str | None = None,
+        payload: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Take one event; True when it is held."""
+        ...
+
+
+class EventBuffer(ABC):
+    """A bounded queue of recorded events, and the account of each of them.
+
+    Args:
+        runtime: Clocks and locks.
+        overflow: `"drop_newest"`, `"drop_oldest"` or `"block"`.
+        block_timeout_seconds: How long `"block"` waits for a place before the event is dropped.
+        wake: Called without any lock when a sender should look; safe to call from anywhere.
+        on_fork: Called when a child of `fork` is noticed by its first `record()`.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        overflow: str,
+        block_timeout_seconds: float,
+        wake: Callable[[], None],
+        on_fork: Callable[[], None],
+    ) -> None:
+        self._runtime = runtime
+        self._overflow = overflow
+        self._block_timeout_seconds = block_timeout_seconds
+        self._wake = wake
+        self._on_fork = on_fork
+        self._door = _wiped_on_fork()
+        self._refusal: DropReason | None = None
+        self._fork_turn = deque([True])
+        self._starting_over_in: int | None = None
+        self._process_id = -1
+
+    def _start_over(self) -> None:
+        self._lock = self._runtime.reentrant_lock()
+        self._taken = 0
+        self._in_flight: dict[Batch, None] = {}
+        self._returned: deque[Batch] = deque()
+        self._settled = dict.fromkeys(Outcome, 0)
+        self._refused = {reason: Tally() for reason in DropReason}
+        self._waiting: deque[Doorbell] = deque()
+        self._sealed = False
+
+    def start_over_after_fork(self) -> None:
+        """Forget the parent's events, in place: the parent sends them, and only the parent.
+
+        In place, because product code may have bound `record` to a name of its own.
+        """
+        for batch in self._in_flight:
+            # With gevent the child has a copy of the greenlet that sends it, and that goes on.
+            batch.abandoned = True
+            batch.claim = None
+        self._start_over()
+
+    @property
+    def belongs_to_this_process(self) -> bool:
+        """False in a child of `fork` that has not started over."""
+        return self._process_id == self._runtime.process_id()
+
+    # -- the caller's side ---------------------------------------------------------------------
+
+    @abstractmethod
+    def recorder(self) -> Record:
+        """Return the `record()` of this buffer: a closure, since attributes cost 4 ns each."""
+
+    def _start_over_once(self) -> bool:
+        # No hook saw the fork, and several threads of the child may record first. One of them
+        # starts over; an event that another appended meanwhile would be cleared with the parent's.
+        try:
+            self._fork_turn.pop()
+        except IndexError:
+            if self._starting_over_in == self._runtime.thread_id():
+                return False  # a signal handler in the thread that is just doing it
+            while not self.belongs_to_this_process:
+                self._runtime.doorbell().wait(_LOOK_AGAIN_SECONDS)
+            return True
+        self._starting_over_in = self._runtime.thread_id()
+        if not self.belongs_to_this_process:
+            self._on_fork()
+        self._starting_over_in = None
+        self._fork_turn.append(True)
+        return True
+
+    def _refuse(self) -> bool:
+        self._refused[self._refusal or DropReason.OVERFLOW].up()
+        return False
+
+    # -- the senders' side ---------------------------------------------------------------------
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return how many events wait."""
+
+    @abstractmethod
+    def set_alarm(self, length: int) -> None:
+        """Ask to be woken when *length* events wait. Look at `len()` afterwards, not before."""
+
+    @abstractmethod
+    def unset_alarm(self) -> None:
+        """Nobody listens."""
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """Most events that may wait."""
+
+    @property
+    @abstractmethod
+    def oldest_recorded_at(self) -> float | None:
+        """Wall-clock seconds at which the oldest waiting event was recorded."""
+
+    @abstractmethod
+    def take(self, limit: int) -> Batch | None:
+        """Hand over the oldest waiting events, at most *limit*; None when none wait."""
+
+    @abstractmethod
+    def recorded(self, batch: Batch) -> Sequence[tuple[str, Any]]:
+        """Return each event of *batch* as it was recorded, with the identifier minted for it."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether events are refused because the agent closed."""
+        return self._refusal is DropReason.CLOSED
+
+    @property
+    def has_returned_batches(self) -> bool:
+        """Whether a sender died and left a batch behind."""
+        return bool(self._returned)
+
+    def _call_waiting(self, count: int) -> None:
+        while count and self._waiting:
+            try:
+                self._waiting.popleft().ring()
+            except IndexError:  # another sender called the last one
+                return
+            count -= 1
+
+    def begin_attempt(self, batch: Batch, part: Sequence[MeterEvent]) -> bool:
+        """Note that *part* of *batch* leaves now, before any byte of it does.
+
+        False: it must not, because `close()` has accounted for it, or because this is a forked
+        child that still runs a thread of its parent.
+        """
+        with self._lock:
+            if batch.abandoned or batch not in self._in_flight:
+                return False
+            wall, ids = self._runtime.clock.time(), list(map(id, part))
+            batch.sent_at = dict.fromkeys(ids, wall) | batch.sent_at
+            now = wall, self._runtime.monotonic()
+            batch.attempted = dict.fromkeys(ids, now) | batch.attempted
+            return True
+
+    def forget_attempt(self, batch: Batch, attempted: dict[int, tuple[float, float]]) -> None:
+        """The last attempt was surely not accepted: *attempted* is how it stood before."""
+        with self._lock:
+            if not batch.abandoned:
+                batch.attempted = attempted
+
+    def settle(self, batch: Batch, events: Sequence[MeterEvent], outcome: Outcome) -> bool:
+        """Count *events* of *batch* as ended. False: `close()` had already accounted for them."""
+        with self._lock:
+            claimed = self.claim(batch, events, outcome)
+            self.settle_claim(batch)
+            return claimed
+
+    def claim(self, batch: Batch, events: Sequence[MeterEvent], outcome: Outcome) -> bool:
+        """Announce that *events* of *batch* end as *outcome*, to be counted by `settle_claim()`.
+
+        In between their letters are written. A `close()` that cannot wait for that counts them by
+        the claim. False: it had already accounted for them, and there is nothing to write.
+        """
+        with self._lock:
+            if batch.abandoned:
+                return False
+            if len(events) == len(batch.open):
+                batch.open = []
+            else:
+                gone = set(map(id, events))
+                batch.open = [event for event in batch.open if id(event) not in gone]
+            batch.claim = len(events), outcome
+            return True
+
+    def freeze(
+        self,
+        batch: Batch,
+        events: list[MeterEvent],
+        places: list[int],  # noqa: ARG002 - for buffers that keep events elsewhere
+    ) -> bool:
+        """Fix the bytes of *batch*; what is not among *events* is invalid, and is claimed so.
+
+        *places* says for each of *events* which of the recorded ones it is.
+
+        False: `close()` had already accounted for the batch.
+        """
+        with self._lock:
+            if batch.abandoned:
+                return False
+            batch.events = None
+            batch.open = events
+            batch.oldest_timestamp = min((event.timestamp for event in events), default=0.0)
+            batch.claim = batch.size - len(events), Outcome.DEAD_LETTERED
+            return True
+
+    def settle_claim(self, batch: Batch) -> None:
+        """Count what was claimed."""
+        with self._lock:
+            if batch.claim is not None:
+                claim, batch.claim = batch.claim, None
+                self._count(batch, *claim)
+
+    def _count(self, batch: Batch, count: int, outcome: Outcome) -> None:
+        self._settled[outcome] += count
+        batch.size -= count
+        if not batch.size:
+            self._in_flight.pop(batch, None)
+
+    def give_back(self, batch: Batch) -> None:
+        """Leave *batch* for another sender, with its bytes and its history."""
+        with self._lock:
+            if batch.size and not batch.abandoned:
+                self._returned.append(batch)
+
+    # -- care, for buffers that keep events outside memory -----------------------------------
+
+    adoptions = 0
+    """How often what dead processes left has been looked for and taken over."""
+
+    def tend(self) -> None:  # noqa: B027 - most buffers want nothing
+        """Do what a buffer wants to have done now and then, in a sender thread."""
+
+    def seconds_until_tending(self) -> float | None:
+        """Return when `tend()` has something to do again, at the latest; None: never."""
+        return None
+
+    # -- positions, counts, the end ------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def is_drained(self) -> bool:
+        """Whether nothing waits and nothing is in flight."""
+
+    def taken_through(self) -> int:
+        """Return how many events have left the waiting line so far."""
+        with self._lock:
+            return self._taken
+
+    @abstractmethod
+    def line(self) -> Any:
+        """Return what tells the events recorded so far from those that come later."""
+
+    @abstractmethod
+    def is_taken(self, line: Any) -> bool:
+        """Whether no event before *line* waits any more."""
+
+    @abstractmethod
+    def is_settled(self, line: Any) -> bool:
+        """Whether every event before *line* has ended."""
+
+    @abstractmethod
+    def counts(self, read_more: Callable[[], None] | None = None) -> Counts:
+        """Return the whole account at one moment; *read_more* runs at the same moment."""
+
+    @abstractmethod
+    def refuse(self, reason: DropReason) -> None:
+        """Let nothing more in; *reason* is what later calls are counted under."""
+
+    @abstractmethod
+    def seal(self) -> int:
+        """Drop what still waits; returns how many. Everything after this is refused."""
+
+    def abandon(self) -> list[Batch]:
+        """Stop waiting for the batches in flight; each is accounted for by the caller."""
+        with self._lock:
+            batches = list(self._in_flight)
+            for batch in batches:
+                batch.abandoned = True
+                self.settle_claim(batch)
+            return batches
+
+    def settle_abandoned(self, batch: Batch, count: int, outcome: Outcome) -> None:
+        """Count *count* of the events that were left open in an abandoned batch."""
+        with self._lock:
+            self._count(batch, count, outcome)
+
+    def keep_abandoned(self, batch: Batch) -> None:  # noqa: B027 - memory outlives nothing
+        """Take what outlives this process out of an abandoned batch."""
+
+    def release(self) -> None:  # noqa: B027 - memory outlives nothing
+        """Let go of everything that outlives this process."""
+
+
+def _wiped_on_fork() -> mmap.mmap | bytearray:
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return bytearray(1)
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        page.madvise(_MADV_WIPEONFORK)
+    except (OSError, ValueError):
+        # An old kernel, or not Linux: Python's fork hook alone must tell the child.
+        return bytearray(1)
+    return page
+
+
+def copied(payload: Any) -> Any:
+    # The caller may change its dict after the call. What is not a mapping stays as it is and is
+    # refused by the validation; `record()` itself never raises.
+    try:
+        return dict(payload)
+    except Exception:  # noqa: BLE001 - whatever a caller's object does when it is read
+        return payload

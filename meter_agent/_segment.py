@@ -1,0 +1,286 @@
+"""One segment of the spool: a mapped file, or a piece of memory where no file can be had.
+
+A segment belongs to one process at a time, which is proved by a POSIX lock on the file: it ends
+with the process, however that ends, and a child of `fork` has no part in it. (A lock of `flock`
+would be shared with children.) Within the process such a lock means nothing: it can be taken twice,
+and is lost when the file is closed through any other descriptor. So whoever makes or adopts a
+segment claims its name first, and opens no file whose name is claimed.
+
+The process that owns a segment writes to it through the mapping. The pages are the kernel's: what
+has been copied there survives the process.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from meter_agent import _spool_format as form
+from meter_agent._identifier import identifier_prefix
+
+__all__ = ["Claim", "Segment", "claim", "living_owner", "lock", "unclaim"]
+
+# `struct flock` of the platform, for `F_GETLK`.
+_FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi0q")
+
+_GIL_IS_OFF = not getattr(sys, "_is_gil_enabled", lambda: True)()
+
+Claim = tuple[int, int, int, str]
+"""Process, device and inode of the directory, name. A child of `fork` has another process id."""
+
+_claims: dict[Claim, object] = {}
+
+
+def claim(directory: os.stat_result, name: str) -> Claim | None:
+    """Reserve the file *name* for the caller; None: another agent of this process has it."""
+    key = os.getpid(), directory.st_dev, directory.st_ino, name
+    mine = object()
+    # One step, so that of two threads one gets it.
+    return key if _claims.setdefault(key, mine) is mine else None
+
+
+def unclaim(key: Claim) -> None:
+    """Let go of a name."""
+    _claims.pop(key, None)
+
+
+def lock(descriptor: int) -> bool:
+    """Take the lock of a segment; False: another process has it."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.EAGAIN}:
+            return False
+        raise
+    # The owner may have removed the file between our opening and locking it.
+    return os.fstat(descriptor).st_nlink > 0
+
+
+def living_owner(descriptor: int) -> int | None:
+    """Return the id of the process that has the lock of a segment; None: no living process has it.
+
+    0 where that process cannot be seen, in another container. This process itself is never found:
+    claim its name before opening the file.
+
+    The kernel is only asked. Taking the lock and giving it back would tell as much, but whoever
+    came to adopt the segment in that moment would pass it over, and a process that is just making
+    it would give it up.
+    """
+    if sys.platform == "darwin":
+        question = _FLOCK.pack(0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET)
+        _, _, process_id, kind, _ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
+    else:
+        question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, process_id = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
+    return None if kind == fcntl.F_UNLCK else max(0, process_id)
+
+
+class Segment:
+    """Events on their way through one file, in the order of recording.
+
+    Args:
+        prefix: First bytes of the identifiers of its events.
+        data: The mapped bytes.
+        path: The file; None for a piece of memory.
+        descriptor: The file, locked; None for a piece of memory.
+        key: The claim on its name; None for a piece of memory.
+        end: Up to where there may be records; None: as far as this process writes.
+    """
+
+    def __init__(
+        self,
+        prefix: bytes,
+        data: mmap.mmap,
+        *,
+        path: Path | None = None,
+        descriptor: int | None = None,
+        key: Claim | None = None,
+        end: int | None = None,
+    ) -> None:
+        self._data = data
+        self._descriptor = descriptor
+        self._key = key
+        self.path = path
+        self.bytes = len(data)
+        self.recovered = end is not None
+        """Whether another process has written it."""
+        self.sealed = self.recovered
+        """Nothing more is written here."""
+        self.outlives = path is not None
+        """Whether others will find it when this process is gone."""
+        # Where the next one begins and how many came before it, in one store: a signal handler that
+        # raises in the middle of the counting leaves the old state or the new one.
+        self._counted = form.HEADER_BYTES, 0
+        self._taken = form.HEADER_BYTES, 0
+        self._ended = 0
+        self._prefix = identifier_prefix(prefix)
+        self._end = end
+
+    def __del__(self) -> None:
+        # Of one that nobody keeps: a signal handler may raise between its making and its use.
+        self.release()
+
+    @property
+    def counted(self) -> int:
+        """Events known to be in here; of another process's, those that had not ended."""
+        return self._counted[1]
+
+    @property
+    def waiting(self) -> int:
+        """Those of them that no sender has taken yet."""
+        return self._counted[1] - self._taken[1]
+
+    @property
+    def open(self) -> int:
+        """Those of them that have not ended."""
+        return self._counted[1] - self._ended
+
+    @property
+    def taken_through(self) -> int:
+        """Where the next event to be taken begins."""
+        return self._taken[0]
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def writer(self, lock: object) -> Callable[[bytes], int]:
+        """Return what appends a record; it raises ValueError where there is no room.
+
+        One C call that does not give the interpreter lock away, so that records never mix; *lock*
+        takes its place where there is no interpreter lock.
+        """
+        if not _GIL_IS_OFF:
+            return self._data.write
+
+        def write(record: bytes) -> int:
+            with lock:  # type: ignore[attr-defined]
+                return self._data.write(record)
+
+        return write
+
+    def written_through(self) -> int:
+        """Return where the next record will begin."""
+        return self._data.tell() if self._end is None else self._end
+
+    @property
+    def tell(self) -> Callable[[], int]:
+        """What `written_through()` asks, for the hot path."""
+        return self._data.tell
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def count(self) -> None:
+        """Look for records written since the last call."""
+        through, events = self._counted
+        end = self.written_through()
+        while through < end:
+            step = form.record_bytes(self._data, through, end)
+            if step is None:
+                # Somebody else has written into the file: on to where records can be read again.
+                through = self._data.find(form.RECORD_MAGIC, through + 1, end)
+                through = end if through < 0 else through
+                continue
+            through += step
+            events += 1
+        # A handler that interrupted this may have counted further.
+        if through > self._counted[0]:
+            self._counted = through, events
+
+    def count_recovered(self) -> list[form.Damage]:
+        """Look through a segment of another process; returns what is damaged in it."""
+        damages: list[form.Damage] = []
+        events, first = 0, self.written_through()
+        for piece in form.scan(self._data, form.HEADER_BYTES, self.written_through()):
+            if isinstance(piece, form.Damage):
+                damages.append(piece)
+            elif piece.mark != form.SETTLED:
+                first = min(first, piece.offset)
+                events += 1
+        self._counted = self.written_through(), events
+        self._taken = first, 0
+        return damages
+
+    def take(self, limit: int) -> list[form.Record]:
+        """Return the next events that have not ended, at most *limit*."""
+        taken: list[form.Record] = []
+        through = end = self._counted[0]
+        for piece in form.scan(self._data, self.taken_through, end):
+            if isinstance(piece, form.Damage) or piece.mark == form.SETTLED:
+                continue
+            if len(taken) == limit:
+                through = taken[-1].end if taken else self.taken_through
+                break
+            taken.append(piece)
+        self._taken = through, self._taken[1] + len(taken)
+        return taken
+
+    def end(self, offset: int) -> None:
+        """The event at *offset* has ended."""
+        self.mark(offset, form.SETTLED)
+        self._ended += 1
+
+    def give_up_waiting(self) -> int:
+        """Give up what waits, and return how much that was."""
+        waiting = self.waiting
+        self._taken = self._counted
+        self._ended += waiting
+        return waiting
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return the bytes between *start* and *end*."""
+        return self._data[start:end]
+
+    def oldest(self) -> form.Record | None:
+        """Return the next event to be taken, and leave it where it is."""
+        for piece in form.scan(self._data, self.taken_through, self._counted[0]):
+            if isinstance(piece, form.Record) and piece.mark != form.SETTLED:
+                return piece
+        return None
+
+    def identifier(self, offset: int) -> str:
+        """Return the identifier minted for the event at *offset*."""
+        return f"{self._prefix}{offset:012x}"
+
+    def mark(self, offset: int, mark: int) -> None:
+        """Note how far the event at *offset* has come."""
+        form.write_mark(self._data, offset, mark)
+
+    def sync(self) -> None:
+        """Have the kernel write everything to the disk now.
+
+        By `fsync`, which writes what was changed through the mapping as well, and gives the
+        interpreter lock away meanwhile; `mmap.flush()` keeps it for as long as the disk takes.
+        """
+        if self._descriptor is not None:
+            os.fsync(self._descriptor)
+
+    def look_whether_it_outlives(self) -> None:
+        """Find out whether the file is still there."""
+        if self._descriptor is not None:
+            self.outlives = os.fstat(self._descriptor).st_nlink > 0
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def remove(self) -> None:
+        """Delete the file: each of its events has ended. Errors are the caller's."""
+        try:
+            if self.path is not None:
+                self.path.unlink(missing_ok=True)
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Leave the file to whoever adopts it."""
+        descriptor, self._descriptor = self._descriptor, None
+        key, self._key = self._key, None
+        # The lock ends with the first of these two.
+        self._data.close()
+        if descriptor is not None:
+            os.close(descriptor)
+        if key is not None:
+            unclaim(key)

@@ -1,0 +1,1 @@
+"""What `meter-agent dead-letters` is made of: reading letters, and sending them again."""

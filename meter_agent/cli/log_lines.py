@@ -1,0 +1,36 @@
+"""The warnings of an agent, as lines for people."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+from meter_agent.cli.printing import printable
+
+__all__ = ["warnings_said"]
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({})))
+
+
+@contextlib.contextmanager
+def warnings_said(say: Callable[[str], None]) -> Iterator[None]:
+    """Hand what the agents of this process warn of to *say*, from whatever thread it comes."""
+    logger = logging.getLogger("meter_agent")
+    handler = _Lines(say)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Lines(logging.Handler):
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        told = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+        self._say(printable(f"{record.getMessage()} {told}"))

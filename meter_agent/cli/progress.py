@@ -1,0 +1,72 @@
+"""How far a long work has come: a bar on a terminal, else a line now and then. On stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+__all__ = ["Progress", "progress"]
+
+_PLAIN_LINE_SECONDS = 2.0
+
+
+class Progress(Protocol):
+    """Who is told how far the work has come."""
+
+    def say(self, text: str) -> None:
+        """Print a line that stays. May be called from any thread."""
+
+    def show(self, completed: int, total: int, details: str) -> None:
+        """Show how far it is; called several times a second."""
+
+
+@contextlib.contextmanager
+def progress(title: str, console: Console | None = None) -> Iterator[Progress]:
+    """Yield what shows the progress of *title* as long as it lasts."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield _PlainLines(console)
+        return
+    with Live(console=console) as live:
+        yield _LiveBar(title, live)
+
+
+class _LiveBar:
+    """On a terminal: a progress bar with the details below it."""
+
+    def __init__(self, title: str, live: Live) -> None:
+        self._live = live
+        self._bar = Bar(TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._task = self._bar.add_task(title, total=None)
+
+    def say(self, text: str) -> None:
+        self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, completed: int, total: int, details: str) -> None:
+        self._bar.update(self._task, total=total, completed=completed)
+        self._live.update(Group(self._bar, Text(details, style="dim")))
+
+
+class _PlainLines:
+    """Without a terminal: a line at most every two seconds, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next_at = 0.0
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, completed: int, total: int, details: str) -> None:
+        now = time.monotonic()
+        if now >= self._next_at or completed == total:
+            self._next_at = now + _PLAIN_LINE_SECONDS
+            self.say(f"{completed}/{total} settled: {details}")

@@ -1,0 +1,78 @@
+"""Spool buffers for tests, and the death of their process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from meter_agent._batch import Batch
+from meter_agent._event import EventEncoder
+from meter_agent._ledger import Outcome
+from meter_agent._runtime import Runtime
+from meter_agent._spool import SpoolBuffer
+from meter_agent._spool_body import InvalidRecord
+from meter_agent._spool_directory import SpoolDirectory
+
+ENCODER = EventEncoder()
+MEBIBYTE = 1024 * 1024
+
+
+class Spool:
+    """A buffer on *path*, with what it said and how often it woke a sender."""
+
+    def __init__(self, path: Path, runtime: Runtime, **options: Any) -> None:
+        self.wakes: list[None] = []
+        self.said: list[tuple[str, dict[str, Any]]] = []
+        spool_bytes = options.pop("bytes_max", 16 * MEBIBYTE)
+        defaults: dict[str, Any] = {
+            "memory_events": 1000,
+            "sync_seconds": 0.0,
+            "overflow": "drop_newest",
+            "block_timeout_seconds": 0.0,
+            "on_fork": lambda: None,
+        }
+        self.buffer = SpoolBuffer(
+            runtime,
+            directory=SpoolDirectory(path, spool_bytes, runtime),
+            check=ENCODER.check,
+            bytes_max=spool_bytes,
+            wake=lambda: self.wakes.append(None),
+            say=lambda event, _level, **fields: self.said.append((event, fields)),
+            **(defaults | options),
+        )
+        self.record = self.buffer.recorder()
+
+    def die(self) -> None:
+        """What the kernel does for a process that was killed: locks end, files stay."""
+        buffer = self.buffer
+        buffer._gate.shut()
+        for segment in (*buffer._line, *buffer._recovered_line, buffer._prepared):
+            if segment is not None:
+                segment.release()
+
+
+def freeze(buffer: SpoolBuffer, batch: Batch) -> None:
+    recorded = buffer.recorded(batch)
+    places = [n for n, (_, event) in enumerate(recorded) if not isinstance(event, InvalidRecord)]
+    events = [ENCODER.encode(recorded[n][1], recorded[n][0]) for n in places]
+    assert buffer.freeze(batch, events, places)
+    buffer.settle_claim(batch)
+
+
+def take(buffer: SpoolBuffer, limit: int = 100) -> Batch:
+    """Take a batch and make its wire form, as a sender does."""
+    batch = buffer.take(limit)
+    assert batch is not None
+    freeze(buffer, batch)
+    return batch
+
+
+def take_all(buffer: SpoolBuffer) -> dict[str, bytes]:
+    """Deliver everything; returns the bodies by identifier."""
+    bodies: dict[str, bytes] = {}
+    while (batch := buffer.take(100)) is not None:
+        freeze(buffer, batch)
+        bodies |= {event.identifier: event.body for event in batch.open}
+        assert buffer.begin_attempt(batch, batch.open)
+        assert buffer.settle(batch, batch.open, Outcome.DELIVERED)
+    return bodies

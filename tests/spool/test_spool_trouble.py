@@ -1,0 +1,223 @@
+"""What an attack on the spool found: interrupts, neighbours, descriptors, disks that come back."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from meter_agent import _segment
+from meter_agent._spool_body import decode
+from meter_agent._spool_directory import SpoolDirectory
+from tests.spool.spools import MEBIBYTE, Spool, take_all
+from tests.virtual import VirtualRuntime
+
+
+@pytest.fixture
+def runtime() -> VirtualRuntime:
+    return VirtualRuntime()
+
+
+def segments(path: Path) -> list[Path]:
+    return sorted(path.glob("*.segment"))
+
+
+class Struck(Exception):  # noqa: N818 - what a signal handler raises
+    pass
+
+
+def test_an_interrupt_at_any_line_of_the_counting_loses_no_event(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    spool = Spool(tmp_path, runtime)
+    code = _segment.Segment.count.__code__
+    recorded = struck = 0
+    for line in range(60):
+        for _ in range(5):
+            assert spool.record("tokens", "cus_1", recorded)
+            recorded += 1
+        left = [line]
+
+        def trace(frame: FrameType, event: str, _argument: Any, left: list[int] = left) -> Any:
+            if frame.f_code is code and event == "line":
+                if not left[0]:
+                    raise Struck
+                left[0] -= 1
+            return trace if frame.f_code is code or event == "call" else None
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            spool.buffer.counts()
+        except Struck:
+            struck += 1
+        finally:
+            sys.settrace(before)
+        counts = spool.buffer.counts()
+        assert counts.recorded == counts.buffered == recorded
+    assert struck > 5
+    assert len(take_all(spool.buffer)) == recorded
+
+
+def test_a_process_whose_events_have_all_ended_makes_room_for_itself(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    # A neighbour has everything but one small file.
+    spool = Spool(tmp_path, runtime, bytes_max=MEBIBYTE)
+    assert spool.record("tokens", "cus_1", 0)
+    SpoolDirectory(tmp_path, MEBIBYTE, runtime).make_segment(MEBIBYTE - 65_536)
+    for n in range(5000):
+        assert spool.record("tokens", "cus_1", n)
+        take_all(spool.buffer)
+
+
+def test_a_process_at_rest_gives_its_file_back(tmp_path: Path, runtime: VirtualRuntime) -> None:
+    spool = Spool(tmp_path, runtime)
+    for n in range(700):
+        spool.record("tokens", "cus_1", n)
+    spool.buffer.tend()
+    assert len(segments(tmp_path)) == 2, "one is prepared"
+    take_all(spool.buffer)
+    for _ in range(2):
+        runtime.advance(31.0)
+        spool.buffer.tend()
+    assert segments(tmp_path) == []
+    assert spool.record("tokens", "cus_1", 700)
+    assert len(take_all(spool.buffer)) == 1
+    assert spool.buffer.counts().recorded == 701
+
+
+def test_events_that_wait_keep_their_file_however_long(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    spool = Spool(tmp_path, runtime)
+    spool.record("tokens", "cus_1", 1)
+    for _ in range(5):
+        runtime.advance(31.0)
+        spool.buffer.tend()
+    assert len(segments(tmp_path)) == 1
+    assert len(take_all(spool.buffer)) == 1
+
+
+def test_the_disk_is_used_again_as_soon_as_it_is_well(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    tmp_path.chmod(0o770)
+    spool = Spool(tmp_path, runtime)
+    assert spool.record("tokens", "cus_1", 1)
+    spool.buffer.tend()
+    assert spool.buffer.seconds_until_tending() == 5.0
+    tmp_path.chmod(0o700)
+    runtime.advance(5.0)
+    spool.buffer.tend()
+    assert spool.record("tokens", "cus_1", 2)
+    spool.die()
+    heir = Spool(tmp_path, runtime)
+    heir.buffer.tend()
+    assert heir.buffer.counts().recovered == 1
+
+
+def test_a_file_that_was_deleted_in_use_is_noticed_told_and_replaced(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    spool = Spool(tmp_path, runtime)
+    spool.buffer.tend()
+    spool.record("tokens", "cus_1", 1)
+    segments(tmp_path)[0].unlink()
+    runtime.advance(31.0)
+    spool.buffer.tend()
+    assert spool.buffer.counts().spool_failures == 1
+    assert "deleted while in use" in spool.said[-1][1]["error"]
+    assert spool.record("tokens", "cus_1", 2)
+    assert len(segments(tmp_path)) == 1
+    assert len(take_all(spool.buffer)) == 2
+
+
+def test_an_adopter_at_the_wrong_moment_is_no_trouble_of_the_disk(
+    tmp_path: Path, runtime: VirtualRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, refusals = _segment.lock, [False, False]
+    monkeypatch.setattr(
+        "meter_agent._spool_directory.lock", lambda fd: refusals.pop() if refusals else lock(fd)
+    )
+    spool = Spool(tmp_path, runtime)
+    assert spool.record("tokens", "cus_1", 1)
+    assert not refusals
+    assert len(segments(tmp_path)) == 1
+    assert spool.buffer.counts().spool_failures == 0
+
+
+def test_a_segment_that_nobody_keeps_lets_go_of_its_file(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    directory = SpoolDirectory(tmp_path, MEBIBYTE, runtime)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        directory.make_segment(65_536)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(directory.adopt())) == 5, "no claim is left behind"
+
+
+@pytest.mark.parametrize("error", [OverflowError, RuntimeError, KeyError])
+def test_a_name_whose_length_raises_is_an_invalid_event(
+    tmp_path: Path, runtime: VirtualRuntime, error: type[Exception]
+) -> None:
+    class Name(str):
+        __slots__ = ()
+
+        def __len__(self) -> int:
+            raise error
+
+    class Thing:
+        def __len__(self) -> int:
+            raise error
+
+    spool = Spool(tmp_path, runtime)
+    for name in (Name("tokens"), Thing(), range(10**30)):
+        assert spool.record(name, "cus_1", 1)  # type: ignore[arg-type]
+        assert spool.record("tokens", name, 1)  # type: ignore[arg-type]
+    assert spool.buffer.counts().recorded == 6
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"recorded_at":1,"event":[],"rule":"r"}',
+        b'{"recorded_at":1,"event":{},"rule":1}',
+        b'{"recorded_at":1}',
+        b"[1,2]",
+        b"7",
+        b"\xff",
+    ],
+)
+def test_a_body_that_is_not_ours_is_an_invalid_event_with_a_picture(body: bytes) -> None:
+    event = decode(body)
+    assert isinstance(event[1], dict)
+    assert isinstance(event[2], str)
+
+
+def test_another_thread_of_a_child_waits_until_the_child_has_started_over(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    spool = Spool(tmp_path, runtime)
+    buffer = spool.buffer
+    assert spool.record("tokens", "cus_1", 1)
+    belongs: list[bool] = []
+    release = buffer._line[0].release
+
+    def look_and_release() -> None:
+        belongs.append(buffer.belongs_to_this_process)
+        release()
+
+    buffer._line[0].release = look_and_release  # type: ignore[method-assign]
+    runtime.pid = 2
+    thread = threading.Thread(target=buffer.start_over_after_fork)
+    thread.start()
+    thread.join()
+    assert belongs == [False], "not before the parent's segments are out of reach"
+    assert buffer.belongs_to_this_process
