@@ -123,8 +123,10 @@ class Segment:
         self._end = end
 
     def __del__(self) -> None:
-        # Of one that nobody keeps: a signal handler may raise between its making and its use.
-        self.release()
+        # Of one that nobody keeps: a signal handler may raise between its making and its use, and
+        # even before it has its bytes.
+        if hasattr(self, "_key"):
+            self.release()
 
     @property
     def counted(self) -> int:

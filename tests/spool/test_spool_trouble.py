@@ -163,6 +163,11 @@ def test_a_segment_that_nobody_keeps_lets_go_of_its_file(
     assert len(list(directory.adopt())) == 5, "no claim is left behind"
 
 
+def test_a_segment_that_was_never_finished_ends_in_silence() -> None:
+    unfinished = _segment.Segment.__new__(_segment.Segment)
+    unfinished.__del__()
+
+
 @pytest.mark.parametrize("error", [OverflowError, RuntimeError, KeyError])
 def test_a_name_whose_length_raises_is_an_invalid_event(
     tmp_path: Path, runtime: VirtualRuntime, error: type[Exception]
