@@ -253,6 +253,7 @@ assert agent.flush(20)
 print(agent.stats().spool_failures > 0)
 """,
         server.url,
+        forks=True,  # unmeasured: the measuring tool writes files of its own
         before="""
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
