@@ -31,7 +31,8 @@ URL = os.environ["SANDBOX"]
 def environment(url: str, *, forks: bool = False) -> dict[str, str]:
     unwanted = ["METER_AGENT_", "STRIPE_"]
     if forks:
-        # The measuring tool has a lock of its own that a child may inherit locked.
+        # The measuring tool has a lock of its own: a child may inherit it locked, and a signal
+        # handler or `__del__` that interrupts its holder would wait for it for ever.
         unwanted.append("COVERAGE_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(tuple(unwanted))}
     return kept | {"SANDBOX": url, "PYTHONUNBUFFERED": "1"}
