@@ -132,7 +132,7 @@ class Delivery:
             part = self._set_aside_too_old(batch, part, settle)
             if not part:
                 continue
-            answer: Answer | None = self._retrying(self._attempt, batch, part)
+            answer = self._attempt_until_final(batch, part)
             if answer is None:
                 return
             if answer.verdict is Verdict.TOO_OLD:
@@ -208,7 +208,20 @@ class Delivery:
     def _horizon(self) -> float:
         return self._runtime.clock.time() - TIMESTAMP_PAST_SECONDS_MAX
 
-    # -- one attempt ---------------------------------------------------------------------------
+    # -- attempts ------------------------------------------------------------------------------
+
+    def _attempt_until_final(self, batch: Batch, part: list[MeterEvent]) -> Answer | None:
+        # None: the agent closes.
+        first = self._attempt(batch, part)
+        if first is None or not _again(first):
+            return first  # nearly always, and tenacity's bookkeeping costs as much as 30 events
+        answers = [first]
+
+        def attempt() -> Answer | None:
+            return answers.pop() if answers else self._attempt(batch, part)
+
+        last: Answer | None = self._retrying(attempt)
+        return last
 
     def _attempt(self, batch: Batch, part: list[MeterEvent]) -> Answer | None:
         # None: the agent closes.
