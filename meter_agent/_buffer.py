@@ -22,7 +22,7 @@ from typing import Any
 
 from meter_agent._batch import Batch
 from meter_agent._event_buffer import NEVER, EventBuffer, Record, copied
-from meter_agent._identifier import draw_prefix, identifier_prefix
+from meter_agent._identifier import draw_prefix, identifier_prefix, identifiers
 from meter_agent._ledger import Counts, DropReason, Outcome
 from meter_agent._runtime import Doorbell, Runtime
 
@@ -291,11 +291,9 @@ class RingBuffer(EventBuffer):
 
     def recorded(self, batch: Batch) -> Sequence[tuple[str, Any]]:
         """Return each event of *batch* as it was recorded, with the identifier minted for it."""
-        prefix, position = self._prefix, batch.position
-        return [
-            (f"{prefix}{position + place:012x}", event)
-            for place, event in enumerate(batch.events or ())
-        ]
+        events = batch.events or ()
+        names = identifiers(self._prefix, batch.position, len(events))
+        return list(zip(names, events, strict=True))
 
     # -- positions, counts, the end ------------------------------------------------------------
 

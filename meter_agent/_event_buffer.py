@@ -15,6 +15,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 from meter_agent._batch import Batch
@@ -26,6 +27,7 @@ __all__ = ["NEVER", "EventBuffer", "Record", "copied"]
 
 NEVER = sys.maxsize
 _LOOK_AGAIN_SECONDS = 0.001
+_TIMESTAMP = attrgetter("timestamp")
 _MADV_WIPEONFORK = 18  # Linux 4.14; Python has no name for it
 
 
@@ -243,7 +245,7 @@ class EventBuffer(ABC):
                 return False
             batch.events = None
             batch.open = events
-            batch.oldest_timestamp = min((event.timestamp for event in events), default=0.0)
+            batch.oldest_timestamp = min(map(_TIMESTAMP, events), default=0.0)
             batch.claim = batch.size - len(events), Outcome.DEAD_LETTERED
             return True
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+from meter_agent._log import WARNING
 
 __all__ = ["SpoolTroubles"]
 
@@ -45,4 +46,4 @@ class SpoolTroubles:
         """Write to the log what has come up since the last time."""
         while self._untold:
             event, fields = self._untold.popleft()
-            self._say(event, logging.WARNING, spool_dir=self._path, **fields)
+            self._say(event, WARNING, spool_dir=self._path, **fields)

@@ -190,9 +190,9 @@ MUTANTS = (
     Mutant(
         "settled before it was sent",
         "_delivery.py",
-        "            answer: Answer | None = self._retrying(self._attempt, batch, part)\n",
+        "            answer = self._attempt_until_final(batch, part)\n",
         "            settle(part, Outcome.DELIVERED, None, None)\n"
-        "            answer: Answer | None = self._retrying(self._attempt, batch, part)\n",
+        "            answer = self._attempt_until_final(batch, part)\n",
     ),
     Mutant(
         "every failure on the way counts",
