@@ -12,6 +12,7 @@ from meter_agent.cli.dead_letters_command import dead_letters
 from meter_agent.cli.demo_command import demo
 from meter_agent.cli.exit_codes import ExitCode
 from meter_agent.cli.groups import group_help
+from meter_agent.cli.import_command import import_files
 from meter_agent.cli.sandbox_command import sandbox
 from meter_agent.cli.send_command import send
 from meter_agent.cli.spool_command import spool
@@ -62,6 +63,7 @@ def app(context: click.Context) -> None:
 
 app.add_command(dead_letters)
 app.add_command(demo)
+app.add_command(import_files)
 app.add_command(sandbox)
 app.add_command(send)
 app.add_command(spool)
