@@ -8,7 +8,7 @@ from datetime import UTC, datetime, tzinfo
 
 __all__ = ["MomentError", "parse_moment"]
 
-_SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+_SECONDS = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?")
 _SHOWN_CHARACTERS_MAX = 60
 
 

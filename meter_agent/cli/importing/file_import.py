@@ -6,6 +6,8 @@ import dataclasses
 import time
 from dataclasses import dataclass
 
+import click
+
 from meter_agent import Config, DeadLetter, MeterAgent, Stats
 from meter_agent._dead_letters import DeadLetterReason, letter_of
 from meter_agent._event import TIMESTAMP_PAST_SECONDS_MAX
@@ -139,7 +141,14 @@ class FileImport:
             late = [each for each in chunk.events if each.wire.timestamp < horizon]
             chunk.events = [each for each in chunk.events if each.wire.timestamp >= horizon]
         window = min(self._config.resend_window_seconds, max(1.0, left))
-        agent = self._make_agent(dataclasses.replace(self._config, resend_window_seconds=window))
+        agent = self._make_agent(
+            dataclasses.replace(
+                self._config,
+                resend_window_seconds=window,
+                # It may be from a version whose chunks are larger.
+                buffer_events=max(self._config.buffer_events, 2 * len(chunk.events)),
+            )
+        )
         try:
             self._deliver(agent, chunk, interrupts, fresh=False, late=late)
         finally:
@@ -229,7 +238,7 @@ class FileImport:
             repeated=chunk.repeated,
         )
         if not ledger.balanced:
-            raise RuntimeError(f"the books do not balance: {ledger}")
+            raise click.ClickException(f"the books do not balance: {ledger}")
         self._rejects.append_rows(sorted(refused, key=lambda each: each.row.number))
         self._letters.append_letters(letters)
         lengths = {"rejects": self._rejects.length, "letters": self._letters.length}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, tzinfo
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -170,8 +171,8 @@ class RowMapper:
                 raise click.UsageError(f"there is no column {column!r}; there are: {shown}")
         for name, usual in (
             ("event", ("event_name",)),
-            ("customer", self._usual(self._keys.customer_key)),
-            ("value", self._usual(self._keys.value_key)),
+            ("customer", _usual(self._keys.customer_key)),
+            ("value", _usual(self._keys.value_key)),
         ):
             given = name in self._columns or name in self._constants
             # Event names may have payload keys of their own, which only the rows tell.
@@ -190,8 +191,8 @@ class RowMapper:
             raise RowError(row.problem)
         name = self._field(row, "event", ("event_name",))
         keys = self._keys_by_event.get(name, self._keys) if isinstance(name, str) else self._keys
-        customer = self._field(row, "customer", self._usual(keys.customer_key))
-        value = self._field(row, "value", self._usual(keys.value_key))
+        customer = self._field(row, "customer", _usual(keys.customer_key))
+        value = self._field(row, "value", _usual(keys.value_key))
         moment = self._moment(row, now)
         payload = self._payload(row, keys)
         own = self._own_identifier(row, name)
@@ -214,10 +215,6 @@ class RowMapper:
         except InvalidEventError as error:
             raise RowError(str(error)) from None
         return Mapped(row, event, wire, content)
-
-    @staticmethod
-    def _usual(key: str) -> tuple[str, ...]:
-        return tuple(prefix + key for prefix in _PREFIXES)
 
     def _field(self, row: Row, name: str, usual: tuple[str, ...]) -> Any:
         constant = self._constants.get(name)
@@ -282,6 +279,11 @@ class RowMapper:
                 raise RowError(f"its {column!r} is empty, which is its key")
         # The event name is part of it: one row may bill two meters.
         return "import-" + _digest([name, *cells]).hex()
+
+
+@lru_cache(maxsize=64)
+def _usual(key: str) -> tuple[str, ...]:
+    return tuple(prefix + key for prefix in _PREFIXES)
 
 
 def _clean(cell: Any) -> Any:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import PurePath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import click
 
@@ -98,9 +98,14 @@ def open_rows(file: InputFile, file_format: str | None, delimiter: str) -> Rows:
         click.UsageError: It is no such file.
     """
     file_format = file_format or _format_of(file)
-    if file_format == "csv":
-        return CsvRows(file, delimiter)
-    return JsonRows(file) if file_format == "jsonl" else ParquetRows(file)
+    reader = file.reopen()
+    try:
+        if file_format == "csv":
+            return CsvRows(file, reader, delimiter)
+        return JsonRows(file, reader) if file_format == "jsonl" else ParquetRows(file, reader)
+    except BaseException:
+        reader.close()
+        raise
 
 
 def _format_of(file: InputFile) -> str:
@@ -120,11 +125,9 @@ class CsvRows:
     format = "csv"
     unit = "line"
 
-    def __init__(self, file: InputFile, delimiter: str) -> None:
+    def __init__(self, file: InputFile, reader: BinaryIO, delimiter: str) -> None:
         # Bytes that are no UTF-8 are kept as they are: only the cells that are billed have to be.
-        text = io.TextIOWrapper(
-            file.reopen(), encoding="utf-8-sig", errors="surrogateescape", newline=""
-        )
+        text = io.TextIOWrapper(reader, encoding="utf-8-sig", errors="surrogateescape", newline="")
         self.total = max(0, file.lines - 1)
         self._lines = _Lines(text)
         self._reader = csv.reader(self._lines, delimiter=delimiter, strict=True)
@@ -205,9 +208,9 @@ class JsonRows:
     unit = "line"
     columns = None
 
-    def __init__(self, file: InputFile) -> None:
+    def __init__(self, file: InputFile, reader: BinaryIO) -> None:
         self.total = file.lines
-        self._file = file.reopen()
+        self._file = reader
         beginning = self._file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
         self._file.seek(0)
         if beginning.startswith(b"["):
@@ -277,7 +280,7 @@ class ParquetRows:
     format = "parquet"
     unit = "row"
 
-    def __init__(self, file: InputFile) -> None:
+    def __init__(self, file: InputFile, reader: BinaryIO) -> None:
         from meter_agent.cli.extras import missing_extra
 
         complaint = missing_extra("parquet")
@@ -288,7 +291,7 @@ class ParquetRows:
 
         self._failures = (pa.ArrowException, OSError)
         self._name = file.name
-        self._file = file.reopen()
+        self._file = reader
         try:
             self._parquet = ParquetFile(self._file)
         except self._failures as error:
