@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def test_rate_limits_and_cut_connections_change_no_total(
         stripe.add_fault(fault)
     outcome = importer(importer.file("a.csv", numbers(2500)), *TOKENS)
     assert outcome.status == 0
+    assert re.search(r"^2500/2500 settled: [\d,]+/s  0:00:00 left  del", outcome.talk, re.MULTILINE)
     assert outcome.books() == {"rows": 2500, "recorded": 2500, "delivered": 2500}
     assert importer.billed() == total(2500)
     assert stripe.totals()["duplicates"] > 0
