@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import stat
 import subprocess
@@ -282,9 +283,9 @@ def test_a_resume_writes_to_the_rejects_of_before(importer: Importer, stripe: Sa
 
 
 def test_memory_does_not_grow_with_the_file(importer: Importer) -> None:
-    measured = {rows: peak_of_dry_run(importer, rows) for rows in (12_000, 100_000)}
+    measured = {rows: peak_of_dry_run(importer, rows) for rows in (10_000, 100_000)}
     # 100 000 rows held in memory would take 60 MiB more.
-    assert measured[100_000] - measured[12_000] < 16 * 1024
+    assert measured[100_000] - measured[10_000] < 16 * 1024
 
 
 def peak_of_dry_run(importer: Importer, rows: int) -> int:
@@ -300,7 +301,13 @@ def peak_of_dry_run(importer: Importer, rows: int) -> int:
         "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=45, check=True
+        [sys.executable, "-c", code],
+        # Unmeasured: the measuring tool takes memory of its own, and most of the time.
+        env={name: text for name, text in os.environ.items() if not name.startswith("COVERAGE_")},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
     )
     *_, summary, peak = done.stdout.splitlines()
     assert f"{rows} rows: {rows} would be sent" in summary
