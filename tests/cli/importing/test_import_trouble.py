@@ -200,15 +200,18 @@ def test_json_lines_that_are_none_are_told(importer: Importer) -> None:
         "[" * 100_000,
         '{"n": "' + "7" * LINE_CHARACTERS_MAX + '"}',
         '{"n": 8.000000000001}',
+        '{"n": 9.00000000000000000001}',
     ]
     outcome = importer(importer.file("a.jsonl", "\n".join(lines)), *TOKENS)
-    assert outcome.books() == {"rows": 11, "recorded": 3, "delivered": 3, "rejected": 8}
+    assert outcome.books() == {"rows": 12, "recorded": 3, "delivered": 3, "rejected": 9}
     assert importer.billed() == {"tokens": {"cus_1": "15.000000000001"}}
     written = Path(outcome.report["rejects"]).read_text().splitlines()
     told = [json.loads(line) for line in written]
     assert "unreadable" in told[0]
     assert told[2] == {"rejected_because": "its 'n' is empty, which is the value", "m": 4}
     assert "bool, NaN" in told[4]["rejected_because"]
+    assert "must be exact in 15 digits" in told[-1]["rejected_because"]
+    assert written[-1].endswith('"n": 9.00000000000000000001}')
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
