@@ -44,6 +44,7 @@ SANDBOX_API_KEY: Final = "sk_test_meter_agent_sandbox"
 
 _SESSION_PATH = "/v2/billing/meter_event_session"
 _STREAM_PATH = "/v2/billing/meter_event_stream"
+_EVENT_PATH = "/v2/billing/meter_events"
 _FIRST_V2_VERSION = "2024-09-30"
 _KEY_FILE_BYTES_MAX = 4096
 _SHOWN_CHARACTERS_MAX = 100
@@ -472,6 +473,11 @@ class Config:
     def stream_url(self) -> str:
         """Where events are sent."""
         return (self.sandbox_url or self.events_url).rstrip("/") + _STREAM_PATH
+
+    @property
+    def event_url(self) -> str:
+        """Where a single event is sent to be checked at once."""
+        return (self.sandbox_url or self.api_url).rstrip("/") + _EVENT_PATH
 
     @property
     def stream_host(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from meter_agent import _lifecycle
 from meter_agent._buffer import RingBuffer
 from meter_agent._config import Config, unknown_variables
+from meter_agent._connection import open_stream
 from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReason, letter_of
 from meter_agent._event import EventEncoder, MeterEvent
 from meter_agent._event_buffer import EventBuffer, Record
@@ -161,27 +162,19 @@ class Pipeline:
         from meter_agent._delivery import BodyLimit, Delivery  # noqa: PLC0415
         from meter_agent._sender import Sender  # noqa: PLC0415
         from meter_agent._session import SessionCache  # noqa: PLC0415
-        from meter_agent._stream import MeterEventStream  # noqa: PLC0415
-        from meter_agent._transport import Transport, preload  # noqa: PLC0415
+        from meter_agent._transport import preload  # noqa: PLC0415
 
         preload()
         config, runtime = self._config, self._runtime
         # `setdefault`, one step: all senders share what the first of them made.
         sessions = self._shared.setdefault("sessions", SessionCache(runtime, log=self._log))
         body_limit = self._shared.setdefault("body limit", BodyLimit(config.batch_size))
-        stream = MeterEventStream(
+        stream = open_stream(
+            config,
             runtime,
-            transport=Transport(
-                connect_timeout_seconds=config.connect_timeout_seconds,
-                read_timeout_seconds=config.read_timeout_seconds,
-                open_adapter=self._open_adapter,
-            ),
-            session_url=config.session_url,
-            stream_url=config.stream_url,
-            read_api_key=config.read_api_key,
-            headers=_stripe_headers(config),
             traffic=self._traffic,
             seconds_left=self._pace.seconds_left,
+            open_adapter=self._open_adapter,
         )
         delivery = Delivery(
             runtime,
@@ -455,15 +448,6 @@ def _unanswered(event: MeterEvent, sent_at: float, wall_time: float) -> DeadLett
         attempted_at=sent_at,
         settled_at=wall_time,
     )
-
-
-def _stripe_headers(config: Config) -> dict[str, str]:
-    headers = {
-        "Stripe-Version": config.stripe_version,
-        "Stripe-Account": config.stripe_account,
-        "Stripe-Context": config.stripe_context,
-    }
-    return {name: value for name, value in headers.items() if value}
 
 
 class _Reporting:

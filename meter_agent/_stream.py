@@ -1,7 +1,8 @@
-"""Stripe's meter event stream: its two endpoints, in and out.
+"""Stripe's meter event stream: its two endpoints, in and out, and the one for a single event.
 
 `POST {api_url}/v2/billing/meter_event_session` opens a session with the API key,
-`POST {events_url}/v2/billing/meter_event_stream` takes up to 100 events with the session's token.
+`POST {events_url}/v2/billing/meter_event_stream` takes up to 100 events with the session's token,
+`POST {api_url}/v2/billing/meter_events` takes one event with the API key and checks it at once.
 Neither credential ever travels to the other's host.
 """
 
@@ -36,6 +37,7 @@ class MeterEventStream:
         transport: Sends the bytes.
         session_url: Where sessions are opened.
         stream_url: Where events go.
+        event_url: Where a single event goes to be checked at once.
         read_api_key: Returns the API key at the moment it is needed.
         headers: `Stripe-Version` and, where configured, `Stripe-Account` and `Stripe-Context`.
         traffic: Counts requests and sessions.
@@ -49,6 +51,7 @@ class MeterEventStream:
         transport: Transport,
         session_url: str,
         stream_url: str,
+        event_url: str,
         read_api_key: Callable[[], str],
         headers: Mapping[str, str],
         traffic: Traffic,
@@ -58,6 +61,7 @@ class MeterEventStream:
         self._transport = transport
         self._session_url = session_url
         self._stream_url = stream_url
+        self._event_url = event_url
         self._read_api_key = read_api_key
         self._headers = {"User-Agent": _USER_AGENT, **headers}
         self._traffic = traffic
@@ -65,12 +69,8 @@ class MeterEventStream:
 
     def open_session(self) -> Grant | Answer:
         """Open a meter event session; an `Answer` says why there is none."""
-        try:
-            api_key = self._read_api_key()
-        except (OSError, ValueError) as error:
-            return Answer(Verdict.UNAUTHORIZED, message=f"no API key: {error}", slowly=True)
         # The SDK sends the same two bytes; the specification declares no body.
-        answer = self._exchange(self._session_url, b"{}", api_key, {})
+        answer = self._ask_with_key(self._session_url, b"{}")
         if answer.verdict is not Verdict.ACCEPTED:
             return _for_session(answer)
         grant = _grant(answer.body or {})
@@ -92,9 +92,25 @@ class MeterEventStream:
         self._traffic.requests.up()
         return self._exchange(self._stream_url, body, token, {"Idempotency-Key": key})
 
+    def check(self, body: bytes) -> Answer:
+        """Send one event to the endpoint that checks it at once, and records it; never raises.
+
+        Without an `Idempotency-Key`: under one that succeeded, Stripe answers a repetition with
+        success again (for 30 days, its overview of API v2), and the question here is whether it has
+        the event already. That it is billed once is the work of its identifier.
+        """
+        return self._ask_with_key(self._event_url, body)
+
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()
+
+    def _ask_with_key(self, url: str, body: bytes) -> Answer:
+        try:
+            api_key = self._read_api_key()
+        except (OSError, ValueError) as error:
+            return Answer(Verdict.UNAUTHORIZED, message=f"no API key: {error}", slowly=True)
+        return self._exchange(url, body, api_key, {})
 
     def _exchange(self, url: str, body: bytes, secret: str, headers: Mapping[str, str]) -> Answer:
         authorization = Secret(f"Bearer {secret}")

@@ -55,6 +55,7 @@ class World:
                 open_adapter=lambda: SandboxAdapter(self.sandbox, sleep=self.runtime.advance),
             ),
             session_url="http://127.0.0.1:1/v2/billing/meter_event_session",
+            event_url="https://api.stripe.test/v2/billing/meter_events",
             stream_url="http://127.0.0.1:1/v2/billing/meter_event_stream",
             read_api_key=lambda: "sk_test_1",
             headers={"Stripe-Version": "2026-10-28.endive"},

@@ -12,7 +12,9 @@ from meter_agent.cli.dead_letters_command import dead_letters
 from meter_agent.cli.demo_command import demo
 from meter_agent.cli.exit_codes import ExitCode
 from meter_agent.cli.groups import group_help
+from meter_agent.cli.import_command import import_files
 from meter_agent.cli.sandbox_command import sandbox
+from meter_agent.cli.send_command import send
 from meter_agent.cli.spool_command import spool
 
 __all__ = ["app"]
@@ -51,7 +53,7 @@ def _where(error: click.ClickException) -> str:
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @click.pass_context
 def app(context: click.Context) -> None:
-    """Usage metering for Stripe: try it, run a local Stripe, look after your events.
+    """Usage metering for Stripe: send usage, run a local Stripe, look after your events.
 
     Exit codes: 0 ok; 1 the answer is bad; 2 usage or configuration; 3 partly done; 4 the key is
     refused; 5 Stripe cannot be reached.
@@ -61,5 +63,7 @@ def app(context: click.Context) -> None:
 
 app.add_command(dead_letters)
 app.add_command(demo)
+app.add_command(import_files)
 app.add_command(sandbox)
+app.add_command(send)
 app.add_command(spool)

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 __all__ = ["missing_extra"]
 
-_PACKAGES = {"cli": ("click", "rich"), "sandbox": ("starlette", "uvicorn")}
+_PACKAGES = {"cli": ("click", "rich"), "sandbox": ("starlette", "uvicorn"), "parquet": ("pyarrow",)}
 
 
 def missing_extra(extra: str) -> str | None:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-__all__ = ["Progress", "progress"]
+__all__ = ["Pace", "Progress", "progress"]
 
 _PLAIN_LINE_SECONDS = 2.0
 
@@ -26,6 +26,31 @@ class Progress(Protocol):
 
     def show(self, completed: int, total: int, details: str) -> None:
         """Show how far it is; called several times a second."""
+
+
+class Pace:
+    """How fast a work goes, and how long the rest of it takes at that.
+
+    Args:
+        completed: What had been done before.
+    """
+
+    def __init__(self, completed: int = 0) -> None:
+        self._completed = completed
+        self._began_at = time.monotonic()
+
+    def tell(self, completed: int, total: int) -> str:
+        """Return rate and time left for people."""
+        seconds = time.monotonic() - self._began_at
+        done = completed - self._completed
+        if seconds <= 0 or done <= 0:
+            return "0/s"
+        rate = done / seconds
+        left = (total - completed) / rate
+        minutes, seconds = divmod(round(left), 60)
+        hours, minutes = divmod(minutes, 60)
+        clock = f"{hours}:{minutes:02d}:{seconds:02.0f}"
+        return f"{rate:,.0f}/s  {clock} left"
 
 
 @contextlib.contextmanager

@@ -37,6 +37,13 @@ _GRACE_SECONDS = 2.0
     "--seed", type=int, default=0, show_default=True, help="Draws the faults with a probability."
 )
 @click.option(
+    "--meter",
+    "meters",
+    multiple=True,
+    metavar="EVENT_NAME",
+    help="There is a meter for this event name, and none for others. Default: for every one.",
+)
+@click.option(
     "--allow-remote", is_flag=True, help="Let --host be no loopback address. There is no password."
 )
 @click.option(
@@ -48,6 +55,7 @@ def sandbox(
     port: int,
     session_seconds: float,
     seed: int,
+    meters: tuple[str, ...],
     allow_remote: bool,
     stop_on_eof: bool,
 ) -> None:
@@ -65,7 +73,7 @@ def sandbox(
     if stop_on_eof:
         _interrupt_at_eof()
     try:
-        stripe = Sandbox(session_seconds=session_seconds, seed=seed)
+        stripe = Sandbox(session_seconds=session_seconds, seed=seed, meters=meters or None)
         serve(host, port, stripe, allow_remote, ready=_announce)
     except (OSError, ValueError) as error:
         raise click.UsageError(str(error)) from None

@@ -23,7 +23,8 @@ Example:
 
 from meter_agent.sandbox._adapter import SandboxAdapter
 from meter_agent.sandbox._faults import Fault
+from meter_agent.sandbox._meters import Meter
 from meter_agent.sandbox._reply import Reply, RequestLog
 from meter_agent.sandbox._sandbox import Sandbox
 
-__all__ = ["Fault", "Reply", "RequestLog", "Sandbox", "SandboxAdapter"]
+__all__ = ["Fault", "Meter", "Reply", "RequestLog", "Sandbox", "SandboxAdapter"]

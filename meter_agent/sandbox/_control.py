@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 
 from meter_agent.sandbox._errors import StripeError
 from meter_agent.sandbox._faults import Fault
+from meter_agent.sandbox._meters import Meter
 from meter_agent.sandbox._reply import Reply, json_reply
 
 if TYPE_CHECKING:
@@ -91,6 +92,22 @@ def _clear_faults(sandbox: Sandbox, query: _Query, document: Any) -> object:
     return _faults(sandbox, query, document)
 
 
+def _meters(sandbox: Sandbox, _query: _Query, _document: Any) -> object:
+    return {"meters": sandbox.meters}
+
+
+def _set_meters(sandbox: Sandbox, query: _Query, document: Any) -> object:
+    if not isinstance(document, list):
+        raise ValueError("meters: send a list of event names or of objects with event_name")  # noqa: TRY004 - one type for bad input
+    sandbox.set_meters([Meter.from_json(each) for each in document])
+    return _meters(sandbox, query, document)
+
+
+def _forget_meters(sandbox: Sandbox, query: _Query, document: Any) -> object:
+    sandbox.set_meters(None)
+    return _meters(sandbox, query, document)
+
+
 def _clock(sandbox: Sandbox, _query: _Query, _document: Any) -> object:
     return {"now": sandbox.now()}
 
@@ -121,6 +138,7 @@ _ROUTES: dict[str, dict[str, _Action]] = {
     "rejected": {"GET": _rejected},
     "requests": {"GET": _requests},
     "faults": {"GET": _faults, "POST": _add_faults, "DELETE": _clear_faults},
+    "meters": {"GET": _meters, "POST": _set_meters, "DELETE": _forget_meters},
     "clock": {"GET": _clock, "POST": _move_clock},
     "revoke": {"POST": _revoke},
     "reset": {"POST": _reset},

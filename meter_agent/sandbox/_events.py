@@ -63,12 +63,12 @@ def events_of(document: Any) -> list[Any]:
     return events
 
 
-def check_event(raw: Any, index: int, now: float, keys: Mapping[str, PayloadKeys]) -> MeterEvent:
+def check_event(raw: Any, where: str, now: float, keys: Mapping[str, PayloadKeys]) -> MeterEvent:
     """The event in *raw*.
 
     Args:
-        raw: One element of `events`.
-        index: Its position, for the message.
+        raw: One element of `events`, or the body that holds a single event.
+        where: What it is called in the message.
         now: Unix seconds; the middle of the timestamp window.
         keys: Payload keys by event name, where they are not the usual ones.
 
@@ -76,7 +76,6 @@ def check_event(raw: Any, index: int, now: float, keys: Mapping[str, PayloadKeys
         StripeError: The first rule that it breaks. Rules that Stripe's stream checks only later
             carry an `async_code`.
     """
-    where = f"events[{index}]"
     if not isinstance(raw, dict):
         raise StripeError.invalid(f"{where}: must be an object.")
     if not raw.keys() <= _FIELDS:

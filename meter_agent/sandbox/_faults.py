@@ -12,11 +12,11 @@ from meter_agent.sandbox._reply import Reply
 
 __all__ = ["Door", "Fault", "Faults", "Strike"]
 
-Door: TypeAlias = Literal["stream", "session", "any"]
+Door: TypeAlias = Literal["stream", "session", "event", "meters", "any"]
 Kind: TypeAlias = Literal["status", "delay", "reset", "truncate", "hang", "poison", "revoke"]
 
 _KINDS = ("status", "delay", "reset", "truncate", "hang", "poison", "revoke")
-_DOORS = ("stream", "session", "any")
+_DOORS = ("stream", "session", "event", "meters", "any")
 _ENDING = frozenset({"status", "reset", "truncate", "hang"})
 """Kinds that decide how a request ends: at most one of them strikes each request."""
 
@@ -49,7 +49,8 @@ class Fault:
     """`status`, `delay`, `reset`, `truncate`, `hang`, `poison` or `revoke`."""
 
     on: Door = "stream"
-    """Which requests it is for: `stream`, `session` or `any`."""
+    """Which requests it is for: `stream`, `session`, `event` (one, checked at once), `meters` (the
+    list of them) or `any`. Poison is for stream and event alike."""
 
     times: int | None = None
     """How often it strikes before it is used up; None: for ever."""

@@ -111,7 +111,7 @@ class Ledger:
         entry.times_seen += 1
         self.duplicates += 1
 
-    def accept(self, event: MeterEvent, identifier: str, timestamp: str, now: float) -> None:
+    def accept(self, event: MeterEvent, identifier: str, timestamp: str, now: float) -> Entry:
         """Take *event* in; whether it is a duplicate has been asked before."""
         entry = Entry(event, identifier, timestamp, now)
         entry.event_name = self._texts.setdefault(entry.event_name, entry.event_name)
@@ -121,6 +121,7 @@ class Ledger:
         customers = self._totals.setdefault(entry.event_name, {})
         total = customers.get(entry.customer, _ZERO)
         customers[entry.customer] = _EXACT.add(total, Decimal(entry.value))
+        return entry
 
     def totals(self) -> TotalsDocument:
         """Sums per event name and customer, as fixed-point text."""

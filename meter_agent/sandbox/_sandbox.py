@@ -6,31 +6,45 @@ the `Reply` and carried out by the door. That is why a simulator with
 virtual time can use the same machine as a real socket.
 """
 
-import json
 import threading
 import time as clock
 from collections import deque
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import islice
 from random import Random
 from typing import Any, Literal, Protocol, TypedDict, get_args
+from urllib.parse import parse_qsl
 
 from meter_agent.sandbox import _control
 from meter_agent.sandbox._errors import StripeError
-from meter_agent.sandbox._events import MAX_EVENTS, MeterEvent, PayloadKeys, check_event, events_of
+from meter_agent.sandbox._events import MeterEvent, PayloadKeys, check_event, events_of
 from meter_agent.sandbox._faults import Door, Fault, Faults, Strike
-from meter_agent.sandbox._ledger import Ledger, LedgerRow, TotalsDocument
+from meter_agent.sandbox._ledger import Entry, Ledger, LedgerRow, TotalsDocument
+from meter_agent.sandbox._meters import Meter, Meters
 from meter_agent.sandbox._reply import Reply, RequestLog, json_reply
+from meter_agent.sandbox._request import (
+    EVENT_PATH,
+    METERS_PATH,
+    SESSION_PATH,
+    STREAM_PATH,
+    Request,
+    check_headers,
+    log_of,
+    read_body,
+)
 from meter_agent.sandbox._sessions import Sessions, rfc3339
 
 __all__ = ["RejectedRow", "Sandbox"]
 
-SESSION_PATH = "/v2/billing/meter_event_session"
-STREAM_PATH = "/v2/billing/meter_event_stream"
-
-_DOORS: dict[str, Door] = {SESSION_PATH: "session", STREAM_PATH: "stream"}
+_DOORS: dict[str, tuple[str, Door]] = {
+    SESSION_PATH: ("POST", "session"),
+    STREAM_PATH: ("POST", "stream"),
+    EVENT_PATH: ("POST", "event"),
+    METERS_PATH: ("GET", "meters"),
+}
+"""The method and the name of each endpoint; faults know it by that name."""
 
 _REMEMBERED_REQUESTS = 100_000
 _REMEMBERED_REJECTIONS = 100_000
@@ -56,35 +70,6 @@ class RejectedRow(TypedDict):
     received_at: float
 
 
-@dataclass
-class _Request:
-    """One request, read as far as it can be read."""
-
-    at: float
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
-    document: Any = None
-    malformed: str | None = None
-    authorization_kind: str = "none"
-    token: str = field(default="", repr=False)
-
-    @property
-    def idempotency_key(self) -> str | None:
-        return self.headers.get("idempotency-key")
-
-    @property
-    def raw_events(self) -> list[Any]:
-        events = self.document.get("events") if isinstance(self.document, dict) else None
-        return events if isinstance(events, list) else []
-
-    @property
-    def identifiers(self) -> tuple[str, ...]:
-        sent = (raw.get("identifier") for raw in self.raw_events if isinstance(raw, dict))
-        return tuple(islice((each for each in sent if isinstance(each, str)), MAX_EVENTS))
-
-
 class Sandbox:
     """A Stripe that lives in this process and remembers everything.
 
@@ -102,6 +87,9 @@ class Sandbox:
             `rejected`, as the real stream does for rules about values, times and customers.
         payload_keys: Per event name `{"customer_key": ..., "value_key": ...}`, where a meter reads
             other payload keys than `stripe_customer_id` and `value`.
+        meters: The meters that there are, as `Meter` or by event name; other events are refused
+            with `no_meter`, those of an inactive one with `archived_meter`. None: every event name
+            is taken.
         time: Unix seconds; `advance` moves on top of it.
         seed: For the draws of faults with a probability, and for tokens.
         max_body_bytes: Longer bodies are refused with 413.
@@ -120,6 +108,7 @@ class Sandbox:
         api_keys: Collection[str] | None = None,
         validate: Validate = "sync",
         payload_keys: Mapping[str, Mapping[str, str]] | None = None,
+        meters: Iterable[Meter | str] | None = None,
         time: Clock = clock.time,
         seed: int = 0,
         max_body_bytes: int = 1_048_576,
@@ -139,6 +128,7 @@ class Sandbox:
             event_name: PayloadKeys(**keys) for event_name, keys in (payload_keys or {}).items()
         }
         self._time = time
+        self._first_meters = None if meters is None else [*map(_meter, meters)]
         # Re-entrant, because a fault's predicate may want to look at the sandbox.
         self._lock = threading.RLock()
         # Apart from the faults' draws, and never reset: a token is not handed out twice.
@@ -151,9 +141,11 @@ class Sandbox:
     def _start(self) -> None:
         self._offset = 0.0
         self._ledger = Ledger()
+        self._meters = Meters(self._first_meters, self._payload_keys, self.now())
         self._rejected: deque[RejectedRow] = deque(maxlen=_REMEMBERED_REJECTIONS)
         self._requests: deque[RequestLog] = deque(maxlen=_REMEMBERED_REQUESTS)
         self._bodies_by_key: dict[tuple[str, str], bytes] = {}
+        self._created_by_key: dict[str, dict[str, object]] = {}
 
     # The doors' side
 
@@ -175,7 +167,7 @@ class Sandbox:
                 if _control.is_control(bare_path):
                     reply = _control.answer(self, method, bare_path, query, body)
                 else:
-                    reply = self._receive(method, bare_path, headers, body)
+                    reply = self._receive(method, bare_path, query, headers, body)
             except Exception as error:  # noqa: BLE001  # a predicate or a clock of the user's
                 text = f"The sandbox failed: {type(error).__name__}: {error}"
                 reply = StripeError(500, "sandbox_error", text).reply()
@@ -214,6 +206,18 @@ class Sandbox:
         """End all sessions before their time; their tokens are answered as expired."""
         with self._lock:
             self._sessions.revoke_all()
+
+    @property
+    def meters(self) -> list[dict[str, Any]] | None:
+        """The meters as Stripe shows them, the newest first; None: every event name is taken."""
+        with self._lock:
+            return self._meters.documents()
+
+    def set_meters(self, meters: Iterable[Meter | str] | None) -> None:
+        """Replace the meters, until `reset`; see *meters* of the constructor."""
+        listed = None if meters is None else [*map(_meter, meters)]
+        with self._lock:
+            self._meters = Meters(listed, self._payload_keys, self.now())
 
     def totals(self) -> TotalsDocument:
         """Number of accepted events and of duplicates, and exact sums.
@@ -274,28 +278,23 @@ class Sandbox:
 
     # One request
 
-    def _receive(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+    def _receive(
+        self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes
+    ) -> Reply:
         lower = {name.lower(): value for name, value in headers.items()}
-        request = _Request(self.now(), method.upper(), path, lower, body)
-        door = _DOORS.get(path)
-        strike = self._faults.strike(door) if door and request.method == "POST" else Strike()
+        request = Request(self.now(), method.upper(), path, query, lower, body)
+        usual_method, door = _DOORS.get(path, ("", None))
+        struck = door is not None and request.method == usual_method
+        strike = self._faults.strike(door) if door and struck else Strike()
         if strike.revoke:
             self._sessions.revoke_all()
-        self._read(request)
+        request.authorization_kind, request.token = self._authorization(request)
+        read_body(request, self.max_body_bytes)
         reply = self._answer(request, strike.ending)
-        self._requests.append(_log(request, reply))
+        self._requests.append(log_of(request, reply))
         return replace(reply, delay_seconds=strike.delay_seconds)
 
-    def _read(self, request: _Request) -> None:
-        request.authorization_kind, request.token = self._authorization(request)
-        if not request.body or len(request.body) > self.max_body_bytes:
-            return
-        try:
-            request.document = json.loads(request.body, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            request.malformed = str(error)
-
-    def _authorization(self, request: _Request) -> tuple[str, str]:
+    def _authorization(self, request: Request) -> tuple[str, str]:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         token = token.strip()
         if not token:
@@ -312,7 +311,7 @@ class Sandbox:
         known = self._api_keys
         return not token.startswith("token_") if known is None else token in known
 
-    def _answer(self, request: _Request, fault: Fault | None) -> Reply:
+    def _answer(self, request: Request, fault: Fault | None) -> Reply:
         reply = Reply(0)
         if fault is None or fault.takes_effect:
             try:
@@ -327,35 +326,40 @@ class Sandbox:
             return replace(reply, cut=fault.when)
         return replace(reply, cut="truncate" if fault.kind == "truncate" else "hang")
 
-    def _act(self, request: _Request) -> Reply:
+    def _act(self, request: Request) -> Reply:
         if request.path not in _DOORS:
             raise StripeError.not_found(request.path)
-        if request.method != "POST":
-            raise StripeError.method_not_allowed(request.method, request.path, "POST")
+        method = _DOORS[request.path][0]
+        if request.method != method:
+            raise StripeError.method_not_allowed(request.method, request.path, method)
         if len(request.body) > self.max_body_bytes:
             text = f"The request body is longer than {self.max_body_bytes} bytes."
             raise StripeError(413, "request_too_large", text)
-        return self._stream(request) if request.path == STREAM_PATH else self._session(request)
-
-    def _session(self, request: _Request) -> Reply:
+        if request.path == STREAM_PATH:
+            return self._stream(request)
         if request.authorization_kind != "api_key":
             raise StripeError.unauthorized("invalid_api_key", "Invalid API key provided.")
-        _check_headers(request)
+        if request.path == METERS_PATH:
+            return json_reply(200, self._meters.page(dict(parse_qsl(request.query))))
+        return self._create(request) if request.path == EVENT_PATH else self._session(request)
+
+    def _session(self, request: Request) -> Reply:
+        check_headers(request)
         self._check_idempotency(request)
         return json_reply(200, self._sessions.create(request.at).to_json())
 
-    def _stream(self, request: _Request) -> Reply:
+    def _stream(self, request: Request) -> Reply:
         if request.authorization_kind == "expired_session":
             raise StripeError.session_expired(self._expired_status)
         if request.authorization_kind != "session":
             text = "The meter event stream takes the authentication token of a session."
             raise StripeError.unauthorized("session_token_required", text)
-        _check_headers(request)
+        check_headers(request)
         self._check_idempotency(request)
         self._take_batch(events_of(request.document), request.at)
         return json_reply(200, {})
 
-    def _check_idempotency(self, request: _Request) -> None:
+    def _check_idempotency(self, request: Request) -> None:
         """Refuse a key that was used with another body.
 
         The same key with the same body runs again: identifiers are what keeps events from counting
@@ -370,6 +374,44 @@ class Sandbox:
         if len(self._bodies_by_key) > _REMEMBERED_KEYS:
             del self._bodies_by_key[next(iter(self._bodies_by_key))]
 
+    # One event
+
+    def _create(self, request: Request) -> Reply:
+        """Take one event, which is checked at once: `POST /v2/billing/meter_events`."""
+        check_headers(request)
+        self._check_idempotency(request)
+        key = request.idempotency_key or ""
+        if key in self._created_by_key:
+            # The key of a call that succeeded: answered again, and nothing happens.
+            return json_reply(200, self._created_by_key[key])
+        raw = request.document
+        event = check_event(raw, "event", request.at, self._meters.payload_keys)
+        refused = self._meters.refusal(event)
+        if refused is None and self._faults.poisonous:
+            refused = self._faults.poison({0: (raw, event.customer)}).get(0)
+        if refused is None and event.identifier is not None:
+            entry = self._ledger.seen(event.identifier, request.at)
+            if entry is not None:
+                self._ledger.repeat(entry)
+                refused = StripeError.duplicate(event.identifier)
+        if refused is not None:
+            raise refused
+        entry = self._take_in(event, request.at)
+        document: dict[str, object] = {
+            "object": "v2.billing.meter_event",
+            "created": rfc3339(request.at),
+            "event_name": entry.event_name,
+            "identifier": entry.identifier,
+            "livemode": False,
+            "payload": event.payload,
+            "timestamp": entry.timestamp,
+        }
+        if key:
+            self._created_by_key[key] = document
+            if len(self._created_by_key) > _REMEMBERED_KEYS:
+                del self._created_by_key[next(iter(self._created_by_key))]
+        return json_reply(200, document)
+
     # One batch
 
     def _take_batch(self, raw_events: list[Any], now: float) -> None:
@@ -378,7 +420,11 @@ class Sandbox:
         late: dict[int, StripeError] = {}
         for index, raw in enumerate(raw_events):
             try:
-                good[index] = check_event(raw, index, now, self._payload_keys)
+                event = check_event(raw, f"events[{index}]", now, self._meters.payload_keys)
+                refusal = self._meters.refusal(event)
+                if refusal is not None:
+                    raise refusal
+                good[index] = event
             except StripeError as error:
                 is_late = self._validate == "async" and error.async_code is not None
                 (late if is_late else refused)[index] = error
@@ -419,42 +465,17 @@ class Sandbox:
                 del good[index]
             in_batch.add(event.identifier)
 
-    def _take_in(self, event: MeterEvent, now: float) -> None:
+    def _take_in(self, event: MeterEvent, now: float) -> Entry:
         identifier = event.identifier or f"{self._names.getrandbits(128):032x}"
         entry = self._ledger.seen(identifier, now)
         if entry is None:
-            self._ledger.accept(event, identifier, event.timestamp or rfc3339(now), now)
-        else:
-            self._ledger.repeat(entry)
+            return self._ledger.accept(event, identifier, event.timestamp or rfc3339(now), now)
+        self._ledger.repeat(entry)
+        return entry
 
 
-def _check_headers(request: _Request) -> None:
-    """What every v2 request must say about itself."""
-    if not request.headers.get("stripe-version"):
-        text = "The Stripe-Version header is required on v2 endpoints."
-        raise StripeError(400, "stripe_version_required", text)
-    if not request.body and request.path == SESSION_PATH:
-        return  # Stripe declares no body for this one.
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise StripeError(400, "invalid_content_type", "The Content-Type must be application/json.")
-    if request.malformed is not None or not request.body:
-        text = f"The request body is not JSON: {request.malformed or 'it is empty'}"
-        raise StripeError(400, "invalid_json", text)
-
-
-def _log(request: _Request, reply: Reply) -> RequestLog:
-    return RequestLog(
-        at=request.at,
-        method=request.method,
-        path=request.path,
-        status=reply.status,
-        events=len(request.raw_events),
-        idempotency_key=request.idempotency_key,
-        identifiers=request.identifiers,
-        authorization_kind=request.authorization_kind,
-        cut=reply.cut,
-    )
+def _meter(meter: Meter | str) -> Meter:
+    return Meter(meter) if isinstance(meter, str) else meter
 
 
 def _rejected_row(raw: dict[str, Any], error: StripeError, now: float) -> RejectedRow:
@@ -465,10 +486,6 @@ def _rejected_row(raw: dict[str, Any], error: StripeError, now: float) -> Reject
         "message": error.message,
         "received_at": now,
     }
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _require(condition: bool, text: str) -> None:

@@ -80,3 +80,10 @@ def test_a_host_beyond_loopback_is_served_when_allowed() -> None:
         url = first_line(process, process.stdout)
         answer = fetch(f"{url.replace('0.0.0.0', '127.0.0.1')}/_sandbox/totals")
     assert json.loads(answer)["accepted"] == 0
+
+
+def test_meters_are_named_on_the_command_line() -> None:
+    with started("sandbox", "--port", "0", "--meter", "tokens", "--meter", "seats") as process:
+        url = first_line(process, process.stdout)
+        meters = json.loads(fetch(f"{url}/_sandbox/meters"))["meters"]
+    assert [meter["event_name"] for meter in meters] == ["seats", "tokens"]

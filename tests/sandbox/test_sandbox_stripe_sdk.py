@@ -113,3 +113,24 @@ def test_a_used_idempotency_key_is_an_api_error_with_409(stream: Any) -> None:
         stream.create({"events": [event()]}, options)
 
     assert caught.value.http_status == 409
+
+
+def test_the_sdk_creates_one_event_and_reads_the_codes_of_refusals(
+    sdk: Any, sandbox: Sandbox
+) -> None:
+    made = sdk.v2.billing.meter_events.create(event("e1", value="2"))
+    assert (made.object, made.identifier) == ("v2.billing.meter_event", "e1")
+    with pytest.raises(stripe.InvalidRequestError) as caught:
+        sdk.v2.billing.meter_events.create(event("e1", value="2"))
+    assert caught.value.code == "duplicate_meter_event"
+    assert sandbox.totals()["totals"] == {"api_requests": {"cus_1": "2"}}
+
+
+def test_the_sdk_lists_all_meters_page_by_page(sdk: Any, sandbox: Sandbox) -> None:
+    sandbox.set_meters([f"m{number}" for number in range(7)])
+    listed = sdk.v1.billing.meters.list({"limit": 3})
+    assert [meter.event_name for meter in listed.auto_paging_iter()] == [
+        f"m{number}" for number in reversed(range(7))
+    ]
+    with pytest.raises(stripe.InvalidRequestError, match="limit"):
+        sdk.v1.billing.meters.list({"limit": 0})

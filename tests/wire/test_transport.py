@@ -254,6 +254,7 @@ def stream_to(server: Listener, transport: Transport, traffic: Traffic) -> Meter
         SystemRuntime(),
         transport=transport,
         session_url=server.url + "/v2/billing/meter_event_session",
+        event_url=server.url + "/v2/billing/meter_events",
         stream_url=server.url + "/v2/billing/meter_event_stream",
         read_api_key=lambda: "sk_test_key",
         headers={"Stripe-Version": "2026-10-28.endive"},
@@ -280,13 +281,18 @@ def test_each_credential_goes_to_its_own_endpoint_only(transport: Transport) -> 
         stream = stream_to(server, transport, Traffic())
         stream.open_session()
         stream.send("the_token", [b'{"a":1}', b'{"b":2}'])
-        session, events = server.requests
+        stream.check(b'{"c":3}')
+        session, events, single = server.requests
     assert b"Bearer sk_test_key" in session
     assert b"Bearer the_token" in events
     assert b"sk_test_key" not in events
     assert session.endswith(b"\r\n\r\n{}")
     assert events.endswith(b'\r\n\r\n{"events":[{"a":1},{"b":2}]}')
-    for request in (session, events):
+    assert b"Bearer sk_test_key" in single
+    assert b"Idempotency-Key" not in single
+    assert single.startswith(b"POST /v2/billing/meter_events HTTP/1.1\r\n")
+    assert single.endswith(b'\r\n\r\n{"c":3}')
+    for request in (session, events, single):
         assert f"User-Agent: meter-agent/{__version__}".encode() in request
         assert b"Stripe-Version: 2026-10-28.endive" in request
 

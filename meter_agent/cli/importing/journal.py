@@ -1,0 +1,244 @@
+"""How far an import came: a file of JSON Lines that is known by the content of the imported file.
+
+Before a chunk leaves, it is noted as begun; afterwards, what came of it. So a run that is killed
+leaves at most one chunk behind of which nobody knows the end. Its rows go out again under their
+identifiers, as long as Stripe still knows those.
+
+A line that was torn by a crash does not count. Journals hold no usage, only counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import click
+
+from meter_agent import Config
+from meter_agent.cli.importing.ledger import ImportLedger
+
+__all__ = ["Begun", "Journal", "Known", "destination_of", "known_imports", "state_directory"]
+
+_SUFFIX = ".journal"
+
+
+class Begun(NamedTuple):
+    """A chunk that may have been sent, at least in part."""
+
+    first_row: int
+    last_row: int
+    at: float
+    """Unix seconds before its first attempt."""
+
+
+class Known(NamedTuple):
+    """An import of before, as its journal tells."""
+
+    path: Path
+    header: Mapping[str, Any]
+
+
+class Journal:
+    """The journal of one import; a context manager, which is the right to go on with it.
+
+    Args:
+        directory: Where journals are.
+        content: Digest of the file.
+        destination: Digest of where its events go.
+        plan: What makes events of its rows.
+    """
+
+    def __init__(
+        self, directory: Path, content: str, destination: str, plan: Mapping[str, Any]
+    ) -> None:
+        self._content, self._destination, self._plan = content, destination, plan
+        plan_digest = _digest(json.dumps(plan, sort_keys=True))
+        self.mark = f"import-{_digest(content + plan_digest)}"
+        """What the identifiers of its rows begin with."""
+        self.path = directory / f"{content}-{destination[:8]}-{plan_digest[:16]}{_SUFFIX}"
+        self.header: dict[str, Any] = {}
+        self.last_row = 0
+        """The last row of the chunks that have ended."""
+        self.begun: Begun | None = None
+        """The chunk that may have been sent and has not ended."""
+        self.ledger = ImportLedger()
+        """Of the chunks that have ended."""
+        self.lengths: dict[str, int] = {}
+        """How long the files beside it were when the last chunk ended."""
+        self.done = False
+        self._descriptor: int | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether something of this file may have been sent."""
+        return bool(self.last_row or self.begun or self.done)
+
+    def start(self, **facts: Any) -> None:
+        """Note that an import begins, and what is known about it."""
+        self.header = {
+            "version": 1,
+            "content": self._content,
+            "destination": self._destination,
+            "plan": self._plan,
+            **facts,
+        }
+        self._note({"import": self.header})
+
+    def begin(self, chunk: Begun) -> None:
+        """Note that *chunk* is about to be sent for the first time."""
+        self.begun = chunk
+        self._note({"begun": chunk._asdict()})
+
+    def end(self, last_row: int, ledger: ImportLedger, lengths: Mapping[str, int]) -> None:
+        """Note that every row through *last_row* has ended."""
+        self.last_row, self.begun = last_row, None
+        self.ledger += ledger
+        self.lengths = dict(lengths)
+        self._note(
+            {
+                "ended": last_row,
+                "ledger": self.ledger.to_document(),
+                "lengths": self.lengths,
+            }
+        )
+
+    def withdraw(self) -> None:
+        """Note that nothing of the chunk that was begun has been sent."""
+        self.begun = None
+        self._note({"withdrawn": True})
+
+    def finish(self) -> None:
+        """Note that the file has been imported to its end."""
+        self.done = True
+        self._note({"done": True})
+
+    def __enter__(self) -> Self:
+        """Take the journal.
+
+        Raises:
+            BlockingIOError: Another process has it.
+            OSError: It cannot be written.
+        """
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self._descriptor = os.open(self.path, flags, mode=0o600)
+        try:
+            _lock(self._descriptor)
+            self._read(self._descriptor)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if not self.exists:
+            # As if it had never been.
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _read(self, descriptor: int) -> None:
+        with open(os.dup(descriptor), "rb") as file:
+            file.seek(0)
+            data = file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.ftruncate(descriptor, whole)
+        try:
+            for line in data[:whole].splitlines():
+                self._take(json.loads(line))
+        except (ValueError, TypeError, KeyError) as error:
+            raise OSError(f"{self.path} is damaged: {error!r}") from None
+
+    def _take(self, note: dict[str, Any]) -> None:
+        if "import" in note:
+            self.header = note["import"]
+        elif "begun" in note:
+            self.begun = Begun(**note["begun"])
+        elif "ended" in note:
+            self.last_row, self.begun = note["ended"], None
+            self.ledger = ImportLedger(**note["ledger"])
+            self.lengths = note["lengths"]
+        elif "withdrawn" in note:
+            self.begun = None
+        elif "done" in note:
+            self.done = True
+
+    def _note(self, note: Mapping[str, Any]) -> None:
+        if self._descriptor is None:
+            raise RuntimeError("a journal is written within its context")
+        data = json.dumps(note, separators=(",", ":")).encode() + b"\n"
+        if os.write(self._descriptor, data) < len(data):
+            raise OSError(f"{self.path}: the disk is full")
+        os.fsync(self._descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not os.fstat(descriptor).st_nlink:
+        raise BlockingIOError  # its owner has just taken it away
+
+
+def state_directory(given: Path | None) -> Path:
+    """Return where journals are: *given*, or the place that the XDG specification names."""
+    if given is not None:
+        return given
+    base = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        home = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
+    except RuntimeError:  # nobody's home
+        raise click.UsageError("where are journals to be kept? Name --state-dir") from None
+    return home / "meter-agent" / "imports"
+
+
+def destination_of(config: Config) -> str:
+    """Return a digest of the account that *config* bills, as far as it tells.
+
+    The key itself is not part of it: a key that was rolled is the same account.
+    """
+    mode = "sandbox"
+    if config.sandbox_url is None:
+        mode = "test" if "_test_" in config.read_api_key() else "live"
+    parts = (config.session_url, config.stream_url, config.stripe_account, config.stripe_context)
+    return _digest(json.dumps([mode, *parts]))
+
+
+def known_imports(directory: Path, destination: str) -> Iterator[Known]:
+    """Yield the imports to *destination* of which something may have been sent."""
+    for path in sorted(directory.glob(f"*-{destination[:8]}-*{_SUFFIX}")):
+        with contextlib.suppress(OSError, ValueError, KeyError), path.open("rb") as file:
+            header = json.loads(file.readline())["import"]
+            if header["destination"] == destination and _has_sent(file):
+                yield Known(path, header)
+
+
+def _has_sent(notes: Iterable[bytes]) -> bool:
+    # Rows that were all rejected, because a column had the wrong name, keep nobody from trying
+    # again with the right one.
+    begun, recorded = False, 0
+    for line in notes:
+        if not line.endswith(b"\n"):
+            break  # torn by a crash
+        try:
+            note = json.loads(line)
+        except ValueError:
+            return True  # who knows
+        if "ended" in note:
+            recorded = note["ledger"]["recorded"]
+        begun = "begun" in note or (begun and not note.keys() & {"ended", "withdrawn"})
+    return begun or recorded > 0
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,1 @@
+"""What `meter-agent send` is made of: one event, shown, sent, or checked at once."""
