@@ -31,6 +31,9 @@ FILES = {
     "web-servers.md": "hosts",
     "celery.md": "hosts",
     "test-your-code.md": "testing",
+    "django.md": "integrations",
+    "fastapi.md": "integrations",
+    "flask.md": "integrations",
 }
 """Pages whose Python are files with a name, and the folder of the tests that run them."""
 GUIDES = [
