@@ -448,6 +448,27 @@ def test_an_async_generator_that_is_closed_early_is_billed_for_what_it_yielded(
     assert billed(events) == [("chunks", "cus_1", "1.1")]
 
 
+def test_an_async_generator_that_is_closed_has_run_its_own_end(events: RecordedEvents) -> None:
+    ended: list[int] = []
+
+    @metered("chunks", customer="cus_1")
+    async def stream() -> AsyncGenerator[int]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            ended.append(len(events.all))
+
+    async def main() -> None:
+        generator = stream()
+        await generator.__anext__()
+        await generator.aclose()
+        assert ended == [0]
+
+    asyncio.run(main())
+    assert len(events.all) == 1
+
+
 @pytest.mark.parametrize(("after", "expected"), [(0, []), (1, [("chunks", "cus_1", "1.1")])])
 def test_a_task_that_is_cancelled_in_an_async_generator_pays_for_what_it_got(
     events: RecordedEvents, after: int, expected: list[tuple[str, str, str]]

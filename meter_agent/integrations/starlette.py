@@ -60,7 +60,7 @@ class MeterRequests:
         self._customer, self._value = customer, value
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one request, and bill it when its answer is complete."""
+        """Serve one request, and bill it when its answer is complete; what is not HTTP has none."""
         status = 0
 
         async def send_and_bill(message: Any) -> None:
@@ -72,4 +72,4 @@ class MeterRequests:
                 # Here and not at the end, so that a background task that fails changes nothing.
                 bill_request(Request(scope), status, self._event_name, self._customer, self._value)
 
-        await self._app(scope, receive, send_and_bill if scope["type"] == "http" else send)
+        await self._app(scope, receive, send_and_bill)

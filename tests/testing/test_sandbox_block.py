@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -182,13 +183,15 @@ def test_an_agent_that_was_not_closed_is_an_error() -> None:
     assert forgotten[0].stats().delivered == 1, "what it held is delivered all the same"
 
 
-def test_agents_that_were_replaced_or_closed_are_no_error() -> None:
+def test_agents_that_were_replaced_or_closed_or_are_off_are_no_error() -> None:
     with sandbox() as stripe:
+        off = MeterAgent(disabled=True)
         meter_agent.record("tokens", "replaced")
         agents = [meter_agent.get_agent(), MeterAgent()]
         agents[1].record("tokens", "closed")
         agents[1].close()
         meter_agent.configure()
+    assert not off.closed
     assert sorted(stripe.by_customer()) == ["closed", "replaced"]
 
 
@@ -225,6 +228,15 @@ def test_an_exception_of_the_block_is_not_covered_by_what_it_leaves_behind() -> 
     with pytest.raises(LookupError), sandbox() as stripe:
         fail(stripe)
     assert not _lifecycle._state.pipelines
+
+
+def test_a_server_of_its_own_is_stopped() -> None:
+    with sandbox() as stripe:
+        assert "meter-sandbox" in {thread.name for thread in threading.enumerate()}
+    assert "meter-sandbox" not in {thread.name for thread in threading.enumerate()}
+    host, _, port = stripe.url.removeprefix("http://").partition(":")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=10)
 
 
 def test_a_server_may_be_used_again_and_is_as_new() -> None:
