@@ -46,6 +46,7 @@ def offline() -> Iterator[None]:
 
 def refuse_live_key(config: Config) -> None:
     """Raise if *config* has a key that bills real customers, whether or not it would be sent."""
+    __tracebackhide__ = True  # for pytest: what matters is who built the agent
     if config.disabled:
         return
     # The key of a file is only read where it would be used.
@@ -58,6 +59,7 @@ def refuse_live_key(config: Config) -> None:
 
 
 def _refuse_other_hosts(config: Config) -> None:
+    __tracebackhide__ = True
     if not config.disabled and not config.is_local:
         raise RefusedError(
             f"an agent for {config.session_url} and {config.stream_url} was built in a test, which"
@@ -69,6 +71,7 @@ def _refuse_other_hosts(config: Config) -> None:
 
 def _checking(make: MakePipeline, *checks: Callable[[Config], None]) -> MakePipeline:
     def make_checked(config: Config, *arguments: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
         for check in checks:
             check(config)
         return make(config, *arguments, **options)

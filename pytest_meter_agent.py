@@ -1,7 +1,8 @@
 """The pytest plugin, found by its entry point: `meter_events` and `meter_sandbox`.
 
-pytest imports this in every project where the package is installed, so it imports nothing but
-pytest until a fixture is asked for; and nothing but pytest imports it.
+pytest imports this at the start of every run where the package is installed, used or not. So it
+stands beside the package, which would be imported with any module inside of it, and imports nothing
+but pytest until a fixture is asked for.
 """
 
 from __future__ import annotations
