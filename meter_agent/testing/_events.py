@@ -108,9 +108,9 @@ class Events(ABC):
             )
         )
 
+    @abstractmethod
     def _remarks(self) -> list[str]:
         """Return what else may explain that an event is not there."""
-        return []
 
 
 def _wanted(event_name: str, customer: str | None, value: Any) -> dict[str, Any]:

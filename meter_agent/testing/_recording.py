@@ -198,8 +198,5 @@ class _MemoryPipeline:
     def retire(self) -> None:
         """It holds nothing that was not recorded at once."""
 
-    def adopt(self) -> bool:
-        return True
-
     def tell_unknown_variables(self) -> None:
         """A test is not the place to tell of the environment."""

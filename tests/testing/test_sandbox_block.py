@@ -17,7 +17,7 @@ import pytest
 
 import meter_agent
 from meter_agent import MeterAgent, Stats, _lifecycle
-from meter_agent.sandbox import Fault
+from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
 from meter_agent.testing import LeftBehindError, MeterSandbox, RefusedError, _sandbox, sandbox
 from tests.conftest import sender_threads
@@ -76,6 +76,18 @@ def test_what_still_waits_is_delivered_at_the_end() -> None:
             stripe.assert_recorded("tokens")
     assert stripe.total("tokens") == 1
     assert sender_threads() == []
+
+
+def test_what_stripe_rejects_later_explains_why_it_is_not_there() -> None:
+    with SandboxServer(Sandbox(validate="async")) as server, sandbox(server) as stripe:
+        stripe.clock.advance(40 * 86_400)
+        meter_agent.record("tokens", "cus_1")
+        assert meter_agent.flush(20)
+        with pytest.raises(AssertionError) as caught:
+            stripe.assert_recorded("tokens")
+    _, nothing, *remarks = str(caught.value).splitlines()
+    assert nothing == "nothing was recorded"
+    assert [remark.split(":")[0] for remark in remarks] == ["rejected"]
 
 
 def test_agents_that_the_application_builds_find_the_sandbox() -> None:
