@@ -29,7 +29,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _Bill = Callable[["MeteredCall"], None]
 
-_customer: ContextVar[str | None] = ContextVar("meter_agent.customer", default=None)
+_customer: ContextVar[str | None] = ContextVar("meter_agent_customer", default=None)
 
 
 @contextmanager
