@@ -275,6 +275,11 @@ class EventBuffer(ABC):
         """How often what dead processes left has been looked for and taken over."""
         return 0
 
+    @property
+    def needs_tending(self) -> bool:
+        """Whether what dead processes left has yet to be looked for."""
+        return False
+
     def tend(self) -> None:  # noqa: B027 - most buffers want nothing
         """Do what a buffer wants to have done now and then, in a sender thread."""
 

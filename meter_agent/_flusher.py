@@ -177,6 +177,7 @@ class Flusher:
             self._senders.add(me)
         try:
             self._rest()
+            self._tend_first()
             work = self._open_work()
             try:
                 self._pull_and_process(work)
@@ -190,6 +191,12 @@ class Flusher:
                 raise
         finally:
             self._leave(me)
+
+    def _tend_first(self) -> None:
+        # Before the imports: an agent that is closed before they are done has adopted as well.
+        if self._buffer.needs_tending:
+            self._buffer.tend()
+            self._tell_progress()
 
     def _leave(self, me: int) -> None:
         with self._changed:
@@ -416,7 +423,7 @@ class Flusher:
         self._pace.close(deadline)
         deaths = self._deaths
         self._set_to_work()
-        self._wait_until(lambda: self._buffer.is_drained, deadline, deaths)
+        self._wait_until(self._has_nothing_left, deadline, deaths)
 
     def disown(self) -> None:
         """In a child of `fork`: a thread that goes on in here belongs to the parent's work."""
@@ -452,8 +459,11 @@ class Flusher:
                     return
                 self._progress.wait(left)
 
+    def _has_nothing_left(self) -> bool:
+        return not self._buffer.needs_tending and self._buffer.is_drained
+
     def _set_to_work(self) -> None:
-        if self._buffer.is_drained:
+        if self._has_nothing_left():
             return
         self._rest_until = 0.0
         self._no_rest.ring()
@@ -513,6 +523,7 @@ class Flusher:
             return  # another caller does it, and tells us
         self._working_here = self._runtime.thread_id()
         try:
+            self._tend_first()
             work = self._open_work()
             try:
                 with self._pace.until(deadline):

@@ -12,6 +12,7 @@ has been copied there survives the process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -24,7 +25,7 @@ from pathlib import Path
 from meter_agent import _spool_format as form
 from meter_agent._identifier import identifier_prefix
 
-__all__ = ["Claim", "Segment", "claim", "living_owner", "lock", "unclaim"]
+__all__ = ["Claim", "Segment", "claim", "claim_file", "living_owner", "lock", "unclaim"]
 
 # `struct flock` of the platform, for `F_GETLK`.
 _FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi0q")
@@ -32,14 +33,30 @@ _FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi0q")
 _GIL_IS_OFF = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 Claim = tuple[int, int, int, str]
-"""Process, device and inode of the directory, name. A child of `fork` has another process id."""
+"""Process, device and inode of the directory, name; or of the file itself, without a name.
+
+A child of `fork` has another process id.
+"""
 
 _claims: dict[Claim, object] = {}
 
 
 def claim(directory: os.stat_result, name: str) -> Claim | None:
     """Reserve the file *name* for the caller; None: another agent of this process has it."""
-    key = os.getpid(), directory.st_dev, directory.st_ino, name
+    return _claim(directory, name)
+
+
+def claim_file(file: os.stat_result) -> Claim | None:
+    """Reserve a file whatever its name; None: this process has it, under another name perhaps.
+
+    A backup that makes hard links gives a file a second name. To open and close it under that one
+    would end the lock.
+    """
+    return _claim(file, "")
+
+
+def _claim(status: os.stat_result, name: str) -> Claim | None:
+    key = os.getpid(), status.st_dev, status.st_ino, name
     mine = object()
     # One step, so that of two threads one gets it.
     return key if _claims.setdefault(key, mine) is mine else None
@@ -88,8 +105,6 @@ class Segment:
         prefix: First bytes of the identifiers of its events.
         data: The mapped bytes.
         path: The file; None for a piece of memory.
-        descriptor: The file, locked; None for a piece of memory.
-        key: The claim on its name; None for a piece of memory.
         end: Up to where there may be records; None: as far as this process writes.
     """
 
@@ -99,13 +114,9 @@ class Segment:
         data: mmap.mmap,
         *,
         path: Path | None = None,
-        descriptor: int | None = None,
-        key: Claim | None = None,
         end: int | None = None,
     ) -> None:
         self._data = data
-        self._descriptor = descriptor
-        self._key = key
         self.path = path
         self.bytes = len(data)
         self.recovered = end is not None
@@ -121,11 +132,34 @@ class Segment:
         self._ended = 0
         self._prefix = identifier_prefix(prefix)
         self._end = end
+        self._held: tuple[int | None, tuple[Claim, ...]] = None, ()
+
+    def take_charge(self, descriptor: int, keys: tuple[Claim, ...]) -> None:
+        """Hold the locked file from now on, and the claims on its name and on itself.
+
+        One store, and `__init__` does not do it: whoever is interrupted before it closes the file
+        himself, and whoever is interrupted after it must not.
+        """
+        self._held = descriptor, keys
+
+    @property
+    def in_charge(self) -> bool:
+        """Whether `release()` will close the file."""
+        return self._descriptor is not None
+
+    @property
+    def keys(self) -> tuple[Claim, ...]:
+        """The claims that end with it."""
+        return self._held[1]
+
+    @property
+    def _descriptor(self) -> int | None:
+        return self._held[0]
 
     def __del__(self) -> None:
         # Of one that nobody keeps: a signal handler may raise between its making and its use, and
         # even before it has its bytes.
-        if hasattr(self, "_key"):
+        if hasattr(self, "_held"):
             self.release()
 
     @property
@@ -285,9 +319,15 @@ class Segment:
                 raise
 
     def look_whether_it_outlives(self) -> None:
-        """Find out whether the file is still there."""
-        if self._descriptor is not None:
-            self.outlives = os.fstat(self._descriptor).st_nlink > 0
+        """Find out whether the file is still where others look for it. Errors are the caller's."""
+        if self._descriptor is None or self.path is None:
+            return
+        try:
+            named = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            self.outlives = False
+        else:
+            self.outlives = os.path.samestat(named, os.fstat(self._descriptor))
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -301,11 +341,12 @@ class Segment:
 
     def release(self) -> None:
         """Leave the file to whoever adopts it."""
-        descriptor, self._descriptor = self._descriptor, None
-        key, self._key = self._key, None
+        (descriptor, keys), self._held = self._held, (None, ())
         # The lock ends with the first of these two.
         self._data.close()
         if descriptor is not None:
-            os.close(descriptor)
-        if key is not None:
+            # Network file systems tell late errors here, and the descriptor is gone all the same.
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        for key in keys:
             unclaim(key)

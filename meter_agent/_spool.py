@@ -17,6 +17,7 @@ own, and senders take from both in turn.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from json.encoder import encode_basestring as _quote
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ __all__ = ["SpoolBuffer"]
 
 _WAKE_AGAIN_SECONDS = 0.25
 _NAME_CHARACTERS_MAX = 100
+_CLOCK_CORRECTION_SECONDS_MAX = 60.0
 _RECORD_HEAD = form.RECORD_HEAD.pack
 
 
@@ -51,6 +53,14 @@ class _Place(NamedTuple):
     offset: int
     body: bytes
     mark: int
+
+
+def _not_after(wall: float, first: float) -> float:
+    # A mark from a time to come: a clock was set back between two lives. By a little, as clocks are
+    # corrected, it is taken for now. By more, nobody knows when that was: long ago, to be safe.
+    if first <= wall + _CLOCK_CORRECTION_SECONDS_MAX:
+        return min(first, wall)
+    return 0.0
 
 
 class Line(NamedTuple):
@@ -119,6 +129,7 @@ class SpoolBuffer(EventBuffer):
             sync_seconds=sync_seconds,
             progress=self._progress,
             is_open=lambda: self._refusal is None,
+            is_sealed=lambda: self._sealed,
         )
         self._start_over()
 
@@ -300,7 +311,8 @@ class SpoolBuffer(EventBuffer):
     @property
     def is_drained(self) -> bool:
         """Whether nothing waits and nothing is in flight."""
-        return not self._in_flight and not len(self)
+        with self._lock:
+            return not self._in_flight and not len(self)
 
     def take(self, limit: int) -> Batch | None:
         """Hand over the oldest waiting events, at most *limit*; None when none wait."""
@@ -385,6 +397,7 @@ class SpoolBuffer(EventBuffer):
             for key, place in batch.places.items():
                 first = form.read_mark(place.mark)
                 if first is not None:
+                    first = _not_after(wall, first)
                     batch.attempted[key] = first, monotonic - (wall - first)
                     batch.sent_at[key] = first
             return True
@@ -419,9 +432,17 @@ class SpoolBuffer(EventBuffer):
         """How often what dead processes left has been looked for and taken over."""
         return self._care.adoptions
 
+    @property
+    def needs_tending(self) -> bool:
+        """Whether what dead processes left has yet to be looked for, also by an agent that closes.
+
+        Where all processes are short jobs, nobody else would ever do it.
+        """
+        return not self._care.adoptions and not self._sealed
+
     def tend(self) -> None:
         """Adopt what dead processes left, make the next segment ready, sync, tell of trouble."""
-        if self._refusal is None:
+        if self._refusal is None or self.needs_tending:
             self._care.tend()
 
     def seconds_until_tending(self) -> float | None:
@@ -485,7 +506,8 @@ class SpoolBuffer(EventBuffer):
             self._sealed = True
             dropped = 0
             for segment in self._own.segments:
-                segment.look_whether_it_outlives()
+                with contextlib.suppress(OSError):
+                    segment.look_whether_it_outlives()
                 if not segment.outlives:
                     dropped += segment.give_up_waiting()
             self._settled[Outcome.SHUTDOWN] += dropped

@@ -38,6 +38,7 @@ class SpoolCare:
         sync_seconds: Longest time between two syncs to the disk; 0: left to the kernel.
         progress: Returns something else whenever an event or its mark may have changed.
         is_open: Whether the buffer still takes events.
+        is_sealed: Whether it has counted what is left in it.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class SpoolCare:
         sync_seconds: float,
         progress: Callable[[], object],
         is_open: Callable[[], bool],
+        is_sealed: Callable[[], bool],
     ) -> None:
         self._runtime = runtime
         self._directory = directory
@@ -62,6 +64,7 @@ class SpoolCare:
         self._sync_seconds = sync_seconds
         self._progress = progress
         self._is_open = is_open
+        self._is_sealed = is_sealed
 
     def start_over(self, lock: Any) -> None:
         """Begin anew, as in a new process. *lock* is that of the buffer."""
@@ -90,8 +93,9 @@ class SpoolCare:
                 self._adopt()
                 self.adoptions += 1
                 self._look_after_own()
-            self._leave_memory()
-            self._prepare()
+            if self._is_open():
+                self._leave_memory()
+                self._prepare()
             if self._sync_seconds and now >= self._synced_at + self._sync_seconds:
                 self._synced_at = now
                 self._sync()
@@ -131,7 +135,7 @@ class SpoolCare:
             return
         for segment, damages in self._directory.adopt():
             with self._lock:
-                if not self._is_open():
+                if self._is_sealed():
                     segment.release()
                     return
                 self.quarantined += len(damages)
@@ -163,9 +167,14 @@ class SpoolCare:
     def _is_deleted(self, segment: Segment | None) -> bool:
         if segment is None or segment.path is None:
             return False
-        segment.look_whether_it_outlives()
+        try:
+            segment.look_whether_it_outlives()
+        except OSError as error:
+            self._troubles.failed(error)
+            return False
         if not segment.outlives:
-            self._troubles.failed(FileNotFoundError(f"{segment.path} was deleted while in use"))
+            told = f"{segment.path} was deleted or moved away while in use"
+            self._troubles.failed(FileNotFoundError(told))
         return not segment.outlives
 
     def _leave_memory(self) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from meter_agent import _spool_format as form
 from meter_agent._identifier import PREFIX_BYTES, draw_prefix
 from meter_agent._runtime import Runtime
-from meter_agent._segment import Claim, Segment, claim, lock, unclaim
+from meter_agent._segment import Claim, Segment, claim, claim_file, lock, unclaim
 
 __all__ = [
     "ForeignSegmentError",
@@ -85,10 +85,11 @@ class SpoolDirectory:
         name = f"{max(0, int(now * 1000)):013d}-{prefix.hex()}-{segment_bytes}.segment"
         path = self.path / name
         # Before the file is there: another agent of this process may be looking for orphans.
-        key = claim(status, name)
-        descriptor = None
+        keys = [claim(status, name)]
+        descriptor = segment = None
         try:
             descriptor = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, mode=0o600)
+            keys.append(claim_file(os.fstat(descriptor)))
             self._lock_new(descriptor)
             _allocate(descriptor, segment_bytes)
             header = form.Header(
@@ -96,16 +97,21 @@ class SpoolDirectory:
             )
             os.pwrite(descriptor, header.to_bytes(), 0)
             data = mmap.mmap(descriptor, segment_bytes)
+            data.seek(form.HEADER_BYTES)
+            segment = Segment(prefix, data, path=path)
+            segment.take_charge(descriptor, (*filter(None, keys),))
         except BaseException:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-            if descriptor is not None:
+            if segment is not None and segment.in_charge:
+                segment.release()
+            elif descriptor is not None:
                 os.close(descriptor)
-            if key is not None:
+            for key in filter(None, keys):
                 unclaim(key)
             raise
-        data.seek(form.HEADER_BYTES)
-        return Segment(prefix, data, path=path, descriptor=descriptor, key=key)
+        else:
+            return segment
 
     def _lock_new(self, descriptor: int) -> None:
         # Whoever adopts at this very moment takes the empty file for that of a dead process.
@@ -200,14 +206,15 @@ class SpoolDirectory:
 
     def _adopt(self, name: str, key: Claim) -> tuple[Segment, list[str]] | None:
         path = self.path / name
-        descriptor = os.open(path, _OPEN_FLAGS)
+        file_key = claim_file(os.stat(path, follow_symlinks=False))
+        if file_key is None:
+            return None  # a second name of one of ours
         segment = None
         try:
-            if lock(descriptor):
-                segment = self._open(path, descriptor, key)
+            segment = self._open_if_orphan(path, (key, file_key))
         finally:
             if segment is None:
-                os.close(descriptor)
+                unclaim(file_key)
         if segment is None:
             return None
         damages = [
@@ -216,7 +223,20 @@ class SpoolDirectory:
         ]
         return segment, damages
 
-    def _open(self, path: Path, descriptor: int, key: Claim) -> Segment | None:
+    def _open_if_orphan(self, path: Path, keys: tuple[Claim, ...]) -> Segment | None:
+        descriptor = os.open(path, _OPEN_FLAGS)
+        segment = None
+        try:
+            if lock(descriptor):
+                segment = self._open(path, descriptor)
+            if segment is not None:
+                segment.take_charge(descriptor, keys)
+        finally:
+            if segment is None or not segment.in_charge:
+                os.close(descriptor)
+        return segment
+
+    def _open(self, path: Path, descriptor: int) -> Segment | None:
         size = os.fstat(descriptor).st_size
         if size < form.HEADER_BYTES and _prefix_of(path.name) is not None:
             path.unlink(missing_ok=True)  # its process died while making it
@@ -227,7 +247,7 @@ class SpoolDirectory:
             self._left_alone[path.name] = f"{path.name}: {error}"
             return None
         data = mmap.mmap(descriptor, size)
-        return Segment(prefix, data, path=path, descriptor=descriptor, key=key, end=size)
+        return Segment(prefix, data, path=path, end=size)
 
     # -- quarantine ----------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from meter_agent import _segment
 from meter_agent import _spool_format as form
 from meter_agent._identifier import identifier_prefix
 from meter_agent._runtime import Runtime
-from meter_agent._segment import Claim, Segment
+from meter_agent._segment import Segment
 from meter_agent._spool_body import InvalidRecord, decode
 from meter_agent._spool_directory import SpoolDirectory
 
@@ -128,8 +128,8 @@ class SimulatedDirectory(SpoolDirectory):
         self.segments.append(segment)
         return segment
 
-    def _open(self, path: Path, descriptor: int, key: Claim) -> Segment | None:
-        segment = super()._open(path, descriptor, key)
+    def _open(self, path: Path, descriptor: int) -> Segment | None:
+        segment = super()._open(path, descriptor)
         if segment is not None:
             self.segments.append(segment)
         return segment

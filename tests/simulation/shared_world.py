@@ -15,7 +15,15 @@ from unittest.mock import patch
 
 import requests
 
-from meter_agent import Config, Stats, _lifecycle, _segment, _spool, _spool_directory
+from meter_agent import (
+    Config,
+    Stats,
+    _lifecycle,
+    _segment,
+    _segment_supply,
+    _spool_care,
+    _spool_directory,
+)
 from meter_agent._agent import build
 from meter_agent._segment import Claim
 from meter_agent._spool import SpoolBuffer
@@ -88,7 +96,7 @@ class Process:
 
     @property
     def directory(self) -> SimulatedDirectory:
-        return cast("SimulatedDirectory", self.buffer._directory)
+        return cast("SimulatedDirectory", self.buffer._care._directory)
 
 
 class SharedWorld:
@@ -148,20 +156,26 @@ class SharedWorld:
     def installed(self) -> Iterator[None]:
         """Prepare the package for this world."""
         self._claimed: dict[Claim, int] = {}
-        claim = _segment.claim
 
-        def claim_and_note(*arguments: Any) -> Claim | None:
-            # The names that a process has claimed stand for the locks that the kernel gives it.
-            key = claim(*arguments)
-            if key is not None:
-                self._claimed[key] = self.scheduler._me().process
-            return key
+        def noted(claim: Callable[..., Claim | None]) -> Callable[..., Claim | None]:
+            # What a process has claimed stands for the locks that the kernel gives it.
+            def claim_and_note(*arguments: Any) -> Claim | None:
+                key = claim(*arguments)
+                if key is not None:
+                    self._claimed[key] = self.scheduler._me().process
+                return key
+
+            return claim_and_note
 
         with ExitStack() as stack:
             make_directory = partial(SimulatedDirectory, self.disk)
             stack.enter_context(patch.object(_spool_directory, "SpoolDirectory", make_directory))
-            stack.enter_context(patch.object(_spool_directory, "claim", claim_and_note))
-            stack.enter_context(patch.object(_spool, "SEGMENT_BYTES_MIN", self.segment_bytes_min))
+            for name in ("claim", "claim_file"):
+                claim = noted(getattr(_segment, name))
+                stack.enter_context(patch.object(_spool_directory, name, claim))
+            stack.enter_context(
+                patch.object(_segment_supply, "SEGMENT_BYTES_MIN", self.segment_bytes_min)
+            )
             try:
                 yield
             finally:
@@ -234,11 +248,11 @@ class SharedWorld:
         process.owns_files = False
         process.network.process_died()
         self.met["died beside another"] += bool(self.living)
-        self.met["died as an adopter"] += bool(process.buffer._recovered_line)
+        self.met["died as an adopter"] += bool(process.buffer._adopted)
         records = self.disk.records()
         autopsy.inspect(process.buffer, records)
         in_memory = autopsy.in_memory(process.buffer)
-        self.met["memory took over"] += process.buffer._troubles
+        self.met["memory took over"] += process.buffer._troubles.failures
         self.lost |= in_memory
         if len(process.called) > len(process.held) + process.refused:
             self.cut_off.add(process.called[-1])
@@ -259,19 +273,19 @@ class SharedWorld:
 
     def keys_of_the_living(self) -> set[Claim]:
         return {
-            segment._key
+            key
             for process in self.living.values()
             for segment in process.directory.segments
-            if segment._key is not None
+            for key in segment.keys
         }
 
     def inherit(self) -> None:
         """All trouble is over: those that live send everything, unasked, and then they end."""
         began = self.scheduler.now
         while self.left() and self.scheduler.now < began + PATIENCE_SECONDS:
-            self.scheduler.wait(_spool.ADOPT_SECONDS)
+            self.scheduler.wait(_spool_care.ADOPT_SECONDS)
         # Files of the dead in which nothing has to be sent are adopted as well.
-        self.scheduler.wait(2 * _spool.ADOPT_SECONDS)
+        self.scheduler.wait(2 * _spool_care.ADOPT_SECONDS)
         for process in list(self.living.values()):
             process.owns_files = False
             stats = process.agent.close(PATIENCE_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -155,3 +156,36 @@ def test_what_was_never_sent_is_too_old_when_its_timestamp_is_and_a_letter_says_
     lives.deliver(Clocks(ahead=36 * 24 * HOUR))
     assert lives.letters == {"doubtful": "uncertain", "never sent": "too_old"}
     assert not lives.billed
+
+
+@pytest.mark.parametrize("set_back", [2 * HOUR, 25 * HOUR])
+def test_what_was_sent_in_a_time_to_come_is_uncertain_since_nobody_knows_when_that_was(
+    lives: Lives, sandbox: Sandbox, set_back: float
+) -> None:
+    # A machine that boots with a wrong clock, which is set right between two lives.
+    sandbox.add_fault(Fault("reset", when="after"))
+    agent = lives.begin(Clocks(set_by=set_back))
+    agent.record("tokens", "cus_1", 1, identifier="doubtful", timestamp=time.time())
+    assert lives.failed.wait(20)
+    assert agent.close(0).buffered == 1
+    sandbox.clear_faults()
+    later = lives.begin(Clocks())
+    assert wait_until(later, lambda: ended(later.stats()) == 1)
+    assert later.close(20).uncertain == 1
+    assert lives.billed == {"doubtful": 1}
+    assert lives.letters == {"doubtful": "uncertain"}
+
+
+def test_a_clock_that_was_corrected_by_seconds_makes_nothing_uncertain(
+    lives: Lives, sandbox: Sandbox
+) -> None:
+    sandbox.add_fault(Fault("reset", when="before"))
+    agent = lives.begin(Clocks(set_by=30.0))
+    agent.record("tokens", "cus_1", 1, identifier="doubtful", timestamp=time.time())
+    assert lives.failed.wait(20)
+    assert agent.close(0).buffered == 1
+    sandbox.clear_faults()
+    later = lives.begin(Clocks())
+    assert wait_until(later, lambda: ended(later.stats()) == 1)
+    assert later.close(20).delivered == 1
+    assert lives.billed == {"doubtful": 1}

@@ -125,7 +125,7 @@ def test_a_file_that_was_deleted_in_use_is_noticed_told_and_replaced(
     runtime.advance(31.0)
     spool.buffer.tend()
     assert spool.buffer.counts().spool_failures == 1
-    assert "deleted while in use" in spool.said[-1][1]["error"]
+    assert "deleted or moved away while in use" in spool.said[-1][1]["error"]
     assert spool.record("tokens", "cus_1", 2)
     assert len(segments(tmp_path)) == 1
     assert len(take_all(spool.buffer)) == 2
