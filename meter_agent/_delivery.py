@@ -272,7 +272,11 @@ class Delivery:
         attempted = batch.attempted
         if not self._attempts.begin_attempt(batch, part):
             return None
-        answer = self._stream.send(token, [event.body for event in part])
+        answer = self._stream.send(
+            token,
+            [event.body for event in part],
+            may_repeat=lambda: self._too_late(batch, part) is None,
+        )
         if answer.verdict is Verdict.ACCEPTED:
             self._traffic.last_success_at = self._runtime.clock.time()
         if not _may_hold(answer, part):

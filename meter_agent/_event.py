@@ -15,7 +15,6 @@ from event to event (names, customers, the current second) is kept ready in boun
 from __future__ import annotations
 
 import re
-import reprlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -23,8 +22,9 @@ from decimal import Context, Decimal, Inexact, InvalidOperation
 from functools import lru_cache, partial
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias
 
+from meter_agent._printable import is_a, printable, safe_repr
 from meter_agent.exceptions import InvalidEventError
 
 try:
@@ -106,9 +106,7 @@ _RESERVED_KEY_RULE = (
     " Pass customer and value as arguments of record()"
 )
 
-_SHOWN_CHARACTERS_MAX = 200
 _WHOLE_LIMIT = 10**VALUE_DIGITS_MAX
-_INT_SHOWN_LIMIT = 2**63
 _YEAR_9999_END = 253_402_300_799
 _NUMERIC_CHARACTERS_MAX = 100
 _NUMERIC = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -118,10 +116,6 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 # A context of our own: the application may have changed the precision or the traps of its own one,
 # and a value that does not fit must raise instead of being rounded.
 _EXACT = Context(prec=VALUE_DIGITS_MAX, traps=[Inexact, InvalidOperation])
-_DEFAULT_REPR = reprlib.Repr()
-_DEFAULT_REPR.maxother = _DEFAULT_REPR.maxstring = _SHOWN_CHARACTERS_MAX
-
-_T = TypeVar("_T")
 
 
 class RecordedEvent(NamedTuple):
@@ -276,14 +270,14 @@ def format_value(value: object) -> str:
     """
     if type(value) is int and -_WHOLE_LIMIT < value < _WHOLE_LIMIT:
         return str(value)
-    if _is(value, int) and type(value) is not bool:
+    if is_a(value, int) and type(value) is not bool:
         return _format_whole(int.__int__(value))
-    if _is(value, float):
+    if is_a(value, float):
         # The shortest text that means this float, which is what its author typed or computed.
         return _format_decimal(Decimal(float.__repr__(value)), value)
-    if _is(value, Decimal):
+    if is_a(value, Decimal):
         return _format_decimal(value, value)
-    if _is(value, str):
+    if is_a(value, str):
         return _format_text(str.__str__(value))
     raise _invalid("value", value, _VALUE_RULE)
 
@@ -308,27 +302,21 @@ def describe(event: object) -> dict[str, Any]:
     Never raises, whatever the objects in the event do when they are printed. Each field is cut to
     200 characters, so this is for people to read and not what is sent.
     """
-    if not _is(event, tuple) or tuple.__len__(event) != len(RecordedEvent._fields):
-        return {"event": _printable(event)}
+    if not is_a(event, tuple) or tuple.__len__(event) != len(RecordedEvent._fields):
+        return {"event": printable(event)}
     values = tuple.__iter__(event)
     return {
-        field: _printable(value) for field, value in zip(RecordedEvent._fields, values, strict=True)
+        field: printable(value) for field, value in zip(RecordedEvent._fields, values, strict=True)
     }
 
 
-def _is(value: object, kind: type[_T]) -> TypeGuard[_T]:
-    # Not `isinstance`: that asks the value for its `__class__`, which runs code of the application
-    # (proxies pretend there, and may raise).
-    return issubclass(type(value), kind)
-
-
 def _invalid(field: str, value: object, rule: str) -> InvalidEventError:
-    return InvalidEventError(field, _safe_repr(value), rule)
+    return InvalidEventError(field, safe_repr(value), rule)
 
 
 def _as_str(field: str, value: object) -> str:
     # `str.__str__` gives the text itself; `str()` of a `class Plan(str, Enum)` gives "Plan.PRO".
-    if not _is(value, str):
+    if not is_a(value, str):
         raise _invalid(field, value, NAME_RULE)
     return str.__str__(value)
 
@@ -405,11 +393,11 @@ def _unix_seconds(timestamp: object, recorded_at: float) -> float:
 
 
 def _read_timestamp(timestamp: object) -> float:
-    if _is(timestamp, float):
+    if is_a(timestamp, float):
         return float.__float__(timestamp)
-    if _is(timestamp, int) and type(timestamp) is not bool:
+    if is_a(timestamp, int) and type(timestamp) is not bool:
         return int.__int__(timestamp)
-    if _is(timestamp, datetime):
+    if is_a(timestamp, datetime):
         return _read_datetime(timestamp)
     raise _invalid("timestamp", timestamp, _TIMESTAMP_TYPE_RULE)
 
@@ -459,60 +447,10 @@ def _payload_items(payload: object) -> Iterable[tuple[object, object]]:
 
 
 def _quote_payload_value(value: object, key: str) -> str:
-    if _is(value, str):
+    if is_a(value, str):
         text = str.__str__(value)
         # Line ends and the like are allowed here: JSON carries them, and losing money over a
         # label would be worse. Only what UTF-8 cannot carry is refused.
         if len(text) <= PAYLOAD_VALUE_CHARACTERS_MAX and _SURROGATE.search(text) is None:
             return _quote(text)
-    raise _invalid(f"payload[{_safe_repr(key)}]", value, _PAYLOAD_VALUE_RULE)
-
-
-def _printable(value: object) -> Any:
-    if value is None or type(value) is bool:
-        return value
-    if type(value) is int and -_INT_SHOWN_LIMIT < value < _INT_SHOWN_LIMIT:
-        return value
-    if type(value) is float and value - value == 0:  # finite
-        return value
-    if _is(value, str):
-        return _cut(str.__str__(value))
-    try:
-        return _printable_object(value)
-    except Exception:  # noqa: BLE001  code of the application
-        return _safe_repr(value)
-
-
-def _printable_object(value: object) -> Any:
-    if _is(value, dict):
-        pairs = list(islice(dict.items(value), PAYLOAD_KEYS_MAX))
-        return {_cut(_text_or_repr(key)): _cut(_text_or_repr(item)) for key, item in pairs}
-    if _is(value, Decimal):
-        return _cut(Decimal.__str__(value))
-    if _is(value, datetime):
-        return _cut(datetime.isoformat(value))
-    return _safe_repr(value)
-
-
-def _text_or_repr(value: object) -> str:
-    return str.__str__(value) if _is(value, str) else _safe_repr(value)
-
-
-def _safe_repr(value: object) -> str:
-    # A short repr that never raises and never takes long over a huge str, int or container.
-    if _is(value, int) and not -_INT_SHOWN_LIMIT < int.__int__(value) < _INT_SHOWN_LIMIT:
-        return f"<int of {int.bit_length(value)} bits>"
-    if _is(value, str):
-        return _cut(repr(str.__str__(value)[: _SHOWN_CHARACTERS_MAX + 1]))
-    try:
-        text = str.__str__(_DEFAULT_REPR.repr(value))
-    except (Exception, SystemExit):  # noqa: BLE001  code of the application
-        text = object.__repr__(value)
-    return _cut(text)
-
-
-def _cut(text: str) -> str:
-    text = text[: _SHOWN_CHARACTERS_MAX + 1].encode("utf-8", "backslashreplace").decode()
-    if len(text) <= _SHOWN_CHARACTERS_MAX:
-        return text
-    return text[: _SHOWN_CHARACTERS_MAX - 1] + "…"
+    raise _invalid(f"payload[{safe_repr(key)}]", value, _PAYLOAD_VALUE_RULE)

@@ -81,16 +81,20 @@ class MeterEventStream:
         self._traffic.sessions.up()
         return grant
 
-    def send(self, token: str, bodies: Sequence[bytes]) -> Answer:
+    def send(
+        self, token: str, bodies: Sequence[bytes], *, may_repeat: Callable[[], bool] = lambda: True
+    ) -> Answer:
         """Send one batch; never raises.
 
         The `Idempotency-Key` derives from the bytes: the same body keeps its key on every attempt,
         a batch cut anew gets its own (Stripe answers 409 to a key with another body).
+
+        *may_repeat* is asked before the one free retry behind a connection that was closed.
         """
         body = b'{"events":[' + b",".join(bodies) + b"]}"
         key = _digest(body)
         self._traffic.requests.up()
-        return self._exchange(self._stream_url, body, token, {"Idempotency-Key": key})
+        return self._exchange(self._stream_url, body, token, {"Idempotency-Key": key}, may_repeat)
 
     def check(self, body: bytes) -> Answer:
         """Send one event to the endpoint that checks it at once, and records it; never raises.
@@ -110,13 +114,20 @@ class MeterEventStream:
             api_key = self._read_api_key()
         except (OSError, ValueError) as error:
             return Answer(Verdict.UNAUTHORIZED, message=f"no API key: {error}", slowly=True)
-        return self._exchange(url, body, api_key, {})
+        return self._exchange(url, body, api_key, {}, lambda: True)
 
-    def _exchange(self, url: str, body: bytes, secret: str, headers: Mapping[str, str]) -> Answer:
+    def _exchange(
+        self,
+        url: str,
+        body: bytes,
+        secret: str,
+        headers: Mapping[str, str],
+        may_repeat: Callable[[], bool],
+    ) -> Answer:
         authorization = Secret(f"Bearer {secret}")
         headers = {**self._headers, "Authorization": authorization, **headers}
         try:
-            reply, posted_twice = self._post(url, headers, body)
+            reply, posted_twice = self._post(url, headers, body, may_repeat)
         except TransportError as error:
             return Answer(
                 Verdict.RETRY,
@@ -136,7 +147,9 @@ class MeterEventStream:
             return replace(answer, maybe_accepted=True)
         return answer
 
-    def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> tuple[Reply, bool]:
+    def _post(
+        self, url: str, headers: Mapping[str, str], body: bytes, may_repeat: Callable[[], bool]
+    ) -> tuple[Reply, bool]:
         # The second value: was it sent twice, the first time without an answer?
         def post() -> Reply:
             return self._transport.post(url, headers, body, at_most_seconds=self._seconds_left())
@@ -144,7 +157,8 @@ class MeterEventStream:
         try:
             return post(), False
         except TransportError as error:
-            if not error.stale:
+            # It may have broken late, long after the request was sent.
+            if not (error.stale and may_repeat()):
                 raise
         # The server had closed a kept-alive connection before our request arrived. That says
         # nothing about its health, so once, at once, on a fresh connection (elastic/apm-agent#409).

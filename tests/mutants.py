@@ -289,8 +289,12 @@ MUTANTS = (
         "spool: marked after it was sent",
         "_delivery.py",
         "        if not self._attempts.begin_attempt(batch, part):\n            return None\n"
-        "        answer = self._stream.send(token, [event.body for event in part])\n",
-        "        answer = self._stream.send(token, [event.body for event in part])\n"
+        "        answer = self._stream.send(\n            token,\n"
+        "            [event.body for event in part],\n"
+        "            may_repeat=lambda: self._too_late(batch, part) is None,\n        )\n",
+        "        answer = self._stream.send(\n            token,\n"
+        "            [event.body for event in part],\n"
+        "            may_repeat=lambda: self._too_late(batch, part) is None,\n        )\n"
         "        if not self._attempts.begin_attempt(batch, part):\n            return None\n",
     ),
     Mutant(
