@@ -82,8 +82,9 @@ class OpenConnection:
     """
 
     def __init__(self, connection: Any, host: str) -> None:
-        self._connection = connection
-        self._socket = connection.sock
+        # Taken, not shared: urllib3 closes what is in its pools when the interpreter begins to end,
+        # and that is when the last events are on their way.
+        self._socket, connection.sock = connection.sock, None
         self._socket.settimeout(0)
         self._host = host
         self._used_at = SystemRuntime.monotonic()
@@ -104,7 +105,7 @@ class OpenConnection:
 
     def close(self) -> None:
         """Close the socket; urllib3 opens the next one."""
-        self._connection.close()
+        self._socket.close()
 
     def post(
         self, target: str, headers: Mapping[str, str], body: bytes, *, timeout: float

@@ -152,6 +152,8 @@ class Transport:
 
     def close(self) -> None:
         """Close the connections."""
+        while self._open:
+            self._open.popitem()[1].close()
         if self._adapter is None:
             return
         # Each by hand: urllib3 leaves it to a finalizer, which no longer runs at the exit of the

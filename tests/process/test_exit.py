@@ -42,6 +42,27 @@ def test_an_agent_whose_name_is_gone_delivers_at_exit_too(
     assert sandbox.totals()["accepted"] == 1
 
 
+def test_a_process_that_ends_while_an_answer_is_on_its_way_waits_for_it(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    """urllib3 closes the connections in its pools when the interpreter begins to end."""
+    sandbox.add_fault(Fault("delay", seconds=0.4))
+    done = run(
+        """
+        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=0.01)
+        for n in range(3):
+            assert agent.record("tokens", "cus_1") and agent.flush(20)
+        asked = agent.stats().requests
+        assert agent.record("tokens", "cus_1")
+        while agent.stats().requests == asked:
+            time.sleep(0.001)
+        """,
+        server.url,
+    )
+    assert ledger(done)["delivered"] == 4
+    assert sandbox.totals()["duplicates"] == 0
+
+
 def test_sys_exit_and_an_exception_deliver_and_keep_their_status(
     sandbox: Sandbox, server: SandboxServer
 ) -> None:
