@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds: under three minutes")
     parser.add_argument("--output", type=Path, help="where the results go, as JSON")
     options = parser.parse_args()
-    names = options.names or list(results.MEASUREMENTS)
+    names = options.names or results.names(quick=options.quick)
     if unknown := set(names) - set(results.MEASUREMENTS):
         parser.error(f"there is no measurement {', '.join(unknown)}")
     run = _measure(names, quick=options.quick)

@@ -1,5 +1,6 @@
-"""Functions called in interpreters of their own: what one client imports or leaves behind is never
-seen by the next.
+"""Functions called in interpreters of their own.
+
+What one client imports or leaves behind is never seen by the next.
 
 python -m benchmarks.child benchmarks.memory:hold '{"client": "posthog"}'
 """

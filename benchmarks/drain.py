@@ -26,7 +26,7 @@ def measure(plan: Plan) -> Figures:
 
 def drain(url: str) -> Figures:
     """Record and close at once, in this process; imports, session and connections included."""
-    from meter_agent import MeterAgent  # noqa: PLC0415 - only in the process that measures it
+    from meter_agent import MeterAgent  # only in the process that measures it
 
     before = counts(url)["events"]
     agent = MeterAgent(

@@ -46,7 +46,7 @@ def encode(name: str) -> Figures:
 
 
 def _encoder(name: str) -> Callable[[], bytes]:
-    from meter_agent._event import (  # noqa: PLC0415 - only in the process that measures it
+    from meter_agent._event import (  # only in the process that measures it
         EventEncoder,
         RecordedEvent,
         format_timestamp,
@@ -71,10 +71,10 @@ def _encoder(name: str) -> Callable[[], bytes]:
 
     def by_agent() -> bytes:
         pairs = zip(events, identifiers, strict=True)
-        return b'{"events":[' + b",".join([encode(*pair).body for pair in pairs]) + b"]}"
+        return b'{"events":[' + b",".join([encode_event(*pair).body for pair in pairs]) + b"]}"
 
     if name == "agent":
-        encode = EventEncoder().encode
+        encode_event = EventEncoder().encode
         return by_agent
     dumps = _library(name)
     return lambda: dumps(documents())
@@ -82,13 +82,15 @@ def _encoder(name: str) -> Callable[[], bytes]:
 
 def _library(name: str) -> Callable[[Any], bytes]:
     if name == "orjson":
-        import orjson  # noqa: PLC0415
+        import orjson
 
-        return orjson.dumps
+        dumps: Callable[[Any], bytes] = orjson.dumps
+        return dumps
     if name == "msgspec":
-        import msgspec  # noqa: PLC0415
+        import msgspec
 
-        return msgspec.json.Encoder().encode
+        encode_document: Callable[[Any], bytes] = msgspec.json.Encoder().encode
+        return encode_document
     return lambda documents: json.dumps(documents, separators=(",", ":")).encode()
 
 

@@ -36,9 +36,9 @@ def first(name: str, url: str) -> Figures:
 
 def first_of_default_agent(url: str) -> Figures:
     """Time the first `meter_agent.record()`, which also reads settings and builds the agent."""
-    import os  # noqa: PLC0415
+    import os
 
-    import meter_agent  # noqa: PLC0415 - each client is imported only where it is measured
+    import meter_agent  # each client is imported only where it is measured
 
     os.environ["METER_AGENT_SANDBOX_URL"] = url
     figures = _time("record('api_requests', 'cus_1', 1)", {"record": meter_agent.record})

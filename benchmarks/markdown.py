@@ -12,7 +12,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: float | None, unit: str = "") -> str:
-    """Return *value* with three digits that count; "–" for None."""
+    """Return *value* with three digits that count; a dash for None."""
     if value is None:
         return "–"
     sign, size = "-" if value < 0 else "", abs(value)

@@ -1,8 +1,8 @@
 """A thread that only computes: its load, and what it notices of somebody else's work.
 
-*Blocked* is the share of the time in which the thread could not run, by the processor's count of its
-time: that is what the senders took of the interpreter lock, and what the machine took of us. The
-same thread alone shows the second part.
+*Blocked* is the share of the time in which the thread could not run, by the processor's count of
+its time: what the senders took of the interpreter lock, and what the machine took of us. The same
+thread alone shows the second part.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from benchmarks.sinks import counts
 
 STALL_SECONDS = 0.001
 EVENTS = {
-    "agent": 400_000,
-    "agent_spool": 400_000,
-    "requests_json": 100_000,
-    "stripe_stream": 100_000,
-    "opentelemetry": 100_000,
-    "segment": 100_000,
-    "posthog": 100_000,
     "raw_socket": 400_000,
+    "agent": 300_000,
+    "agent_spool": 200_000,
+    "requests_json": 60_000,
+    "stripe_stream": 30_000,
+    "opentelemetry": 50_000,
+    "segment": 30_000,
+    "posthog": 20_000,
 }
-"""More than can be shipped in the time."""
+"""Clients, and more events than any of them ships in a second."""
 
 
 class Neighbour:
@@ -97,7 +97,7 @@ def measure(plan: Plan) -> Figures:
     for name in names:
         subjects[name] = partial(
             child.call, "benchmarks.neighbour:beside", name=name, url=plan.sink.prompt,
-            events=EVENTS[name], seconds=seconds,
+            events=EVENTS[name] * seconds, seconds=seconds,
         )  # fmt: skip
     return {"prompt": interleaved(subjects, plan.pick(3, 7))}
 

@@ -45,7 +45,7 @@ def main() -> None:
         page = EXPLANATION / name
         page.write_text(filled(page.read_text(), tables))
         print(f"wrote {page.relative_to(EXPLANATION.parents[1])}")
-    from benchmarks import plots  # noqa: PLC0415 - needs matplotlib, the tables do not
+    from benchmarks import plots  # needs matplotlib, the tables do not
 
     for plot in plots.draw(run["measurements"], PLOTS):
         print(f"wrote {plot.relative_to(EXPLANATION.parents[1])}")

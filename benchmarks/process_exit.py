@@ -18,7 +18,7 @@ from benchmarks.plan import Plan
 from benchmarks.rounds import Figures, Measure, interleaved
 
 _WITHOUT = """
-import threading, meter_agent, requests, structlog, tenacity
+import threading, meter_agent, requests, tenacity
 thread = threading.Thread(target=requests.post, args=({url!r},), kwargs=dict(data=b"{{}}"))
 thread.start()
 thread.join()

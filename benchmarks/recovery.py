@@ -43,7 +43,7 @@ def _killed_and_recovered(hold: str, prompt: str) -> Figures:
 
 def recover(url: str, spool: str) -> Figures:
     """Deliver everything in *spool* from this process; imports included."""
-    from meter_agent import MeterAgent  # noqa: PLC0415 - only in the process that measures it
+    from meter_agent import MeterAgent  # only in the process that measures it
 
     before = counts(url)["events"]
     began = time.perf_counter()

@@ -16,6 +16,7 @@ STORED = Path(__file__).parent / "results" / "full.json"
 
 MEASUREMENTS = (
     "record",
+    "nanoseconds",
     "crash_safe",
     "throughput",
     "neighbour",
@@ -29,6 +30,12 @@ MEASUREMENTS = (
     "drain",
     "recovery",
 )
+_FULL_ONLY = {"nanoseconds"}
+
+
+def names(*, quick: bool) -> list[str]:
+    """Return what is measured in this mode."""
+    return [name for name in MEASUREMENTS if not (quick and name in _FULL_ONLY)]
 
 
 class Measurement(Protocol):

@@ -1,5 +1,6 @@
-"""Taking turns: whatever is compared is measured alternately, so that a machine that slows down
-for a second slows all of them.
+"""Taking turns.
+
+What is compared is measured alternately, so that a machine that slows down for a second slows all.
 """
 
 from __future__ import annotations

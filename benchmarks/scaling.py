@@ -25,7 +25,8 @@ def tables(measurements: dict[str, Figures]) -> str:
     rows = [
         ["recording, one thread", "1 / time of a call",
          f"{number(1e9 / quiet['nanoseconds'])} calls/s"],
-        ["recording, 8 threads", "the interpreter lock", f"{number(quiet['per_second_8'])} calls/s"],
+        ["recording, 8 threads", "the interpreter lock",
+         f"{number(quiet['per_second_8'])} calls/s"],
         ["one request in flight, 50 ms away", "batch / round trip", f"{number(one)} events/s"],
         [f"{_DEFAULT_IN_FLIGHT} requests in flight (the default), 50 ms away",
          "max_in_flight × batch / round trip", f"{number(_DEFAULT_IN_FLIGHT * one)} events/s"],

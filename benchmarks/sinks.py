@@ -60,7 +60,7 @@ def counts(url: str) -> dict[str, Any]:
 def speed(url: str, body: bytes, seconds: float) -> float:
     """Return how many requests with *body* the sink answers in a second.
 
-    They are sent many at a time without waiting, so that the sink, and not its client, is the limit.
+    They are sent many at a time without waiting: the sink, and not its client, is the limit.
     """
     head = f"POST /load HTTP/1.1\r\nHost: sink\r\nContent-Length: {len(body)}\r\n\r\n"
     burst = (head.encode() + body) * _PIPELINED

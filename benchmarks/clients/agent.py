@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from meter_agent import MeterAgent
-
 from benchmarks.clients import CUSTOMER, EVENT, Client
+from meter_agent import MeterAgent
 
 
 class _Agent:

@@ -1,4 +1,4 @@
-"""Clients that a user writes as a loop: events are kept in a list and sent in batches by threads."""
+"""Clients that a user writes as a loop: a list of events, sent in batches by threads."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from typing import Any
 import requests
 
 from benchmarks.clients import Client
-from benchmarks.clients.loop import Event, Loop, Post
 from benchmarks.clients.document import document
+from benchmarks.clients.loop import Event, Loop, Post
 
 
 def open_client(url: str, *, in_flight: int = 1, **_options: Any) -> Client:

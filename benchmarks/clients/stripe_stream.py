@@ -8,7 +8,7 @@ import stripe
 
 from benchmarks.clients import Client
 from benchmarks.clients.document import document
-from benchmarks.clients.loop import Loop, Post
+from benchmarks.clients.loop import Event, Loop, Post
 
 
 def open_client(url: str, *, in_flight: int = 1, **_options: Any) -> Client:
@@ -18,6 +18,11 @@ def open_client(url: str, *, in_flight: int = 1, **_options: Any) -> Client:
 
     def open_post() -> Post:
         stream = stripe.StripeClient(token, base_addresses=hosts).v2.billing.meter_event_stream
-        return lambda batch: stream.create({"events": [document(event) for event in batch]})
+
+        def post(batch: list[Event]) -> None:
+            events: list[Any] = [document(event) for event in batch]
+            stream.create({"events": events})
+
+        return post
 
     return Loop(open_post, in_flight)
