@@ -46,7 +46,7 @@ def measure(plan: Plan) -> Figures:
         )
         for way in _WAYS
     }
-    return interleaved(ways, plan.pick(3, 9))
+    return interleaved(ways, plan.pick(3, 7))
 
 
 def way(name: str, url: str, calls: int) -> Figures:

@@ -21,7 +21,7 @@ def measure(plan: Plan) -> Figures:
     subjects: dict[str, Measure] = {
         name: partial(child.call, "benchmarks.drain:drain", url=url) for name, url in urls.items()
     }
-    return interleaved(subjects, plan.pick(1, 5))
+    return interleaved(subjects, plan.pick(1, 3))
 
 
 def drain(url: str) -> Figures:

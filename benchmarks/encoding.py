@@ -29,7 +29,7 @@ _WAYS = {
 
 def measure(plan: Plan) -> Figures:
     ways = {name: partial(child.call, "benchmarks.encoding:encode", name=name) for name in _WAYS}
-    return interleaved(ways, plan.pick(3, 15))
+    return interleaved(ways, plan.pick(3, 9))
 
 
 def encode(name: str) -> Figures:

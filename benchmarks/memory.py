@@ -28,10 +28,10 @@ _SMALL, _LARGE = 100_000, 1_000_000
 
 def measure(plan: Plan) -> Figures:
     small = _CLIENTS[: plan.pick(4, 6)]
-    large = tuple(name for name in small[: plan.pick(2, 5)] if name != "agent_spool")
+    large = tuple(name for name in small[: plan.pick(2, 4)] if name != "agent_spool")
     return {
-        str(_SMALL): interleaved(_subjects(plan, small, _SMALL), plan.pick(1, 3)),
-        str(_LARGE): interleaved(_subjects(plan, large, _LARGE), plan.pick(1, 3)),
+        str(_SMALL): interleaved(_subjects(plan, small, _SMALL), plan.pick(1, 2)),
+        str(_LARGE): interleaved(_subjects(plan, large, _LARGE), plan.pick(1, 2)),
     }
 
 

@@ -32,7 +32,7 @@ def _measure(plan: Plan, name: str) -> Figures:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "result.json")
         words = [sys.executable, "-m", "benchmarks.nanoseconds", "--quiet", "-o", str(path)]
-        words += ["-w", "1", "-n", "3", "-p", str(plan.pick(3, 15))]
+        words += ["-w", "1", "-n", "3", "-p", str(plan.pick(3, 8))]
         words += ["--inherit-environ", "BENCH_CLIENT,BENCH_URL"]
         environment = child.environment(BENCH_CLIENT=name, BENCH_URL=plan.sink.hold)
         subprocess.run(words, env=environment, check=True, capture_output=True)

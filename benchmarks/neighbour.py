@@ -90,7 +90,7 @@ def computing() -> Iterator[None]:
 
 def measure(plan: Plan) -> Figures:
     names = [name for name in EVENTS if not plan.quick or name not in {"segment", "posthog"}]
-    seconds = plan.pick(1, 3)
+    seconds = plan.pick(1, 2)
     subjects: dict[str, Measure] = {
         "nobody": partial(child.call, "benchmarks.neighbour:alone", seconds=seconds)
     }
@@ -99,7 +99,7 @@ def measure(plan: Plan) -> Figures:
             child.call, "benchmarks.neighbour:beside", name=name, url=plan.sink.prompt,
             events=EVENTS[name] * seconds, seconds=seconds,
         )  # fmt: skip
-    return {"prompt": interleaved(subjects, plan.pick(3, 7))}
+    return {"prompt": interleaved(subjects, plan.pick(3, 5))}
 
 
 def alone(seconds: float) -> Figures:

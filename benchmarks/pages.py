@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import results, scaling, targets
 
 EXPLANATION = Path(__file__).parents[1] / "docs" / "explanation"
-PAGES = ("performance.md", "scaling.md")
+PAGES = ("performance.md", "scaling.md", "json.md")
 PLOTS = EXPLANATION / "plots"
 
 _SECTION = re.compile(

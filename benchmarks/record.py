@@ -35,7 +35,7 @@ def measure(plan: Plan) -> Figures:
         )
         for name in names
     }
-    seconds = plan.pick(2, 6)
+    seconds = plan.pick(2, 5)
     busy = {
         name: partial(
             child.call, "benchmarks.record:busy", name=name, url=plan.sink.prompt, seconds=seconds
@@ -43,8 +43,8 @@ def measure(plan: Plan) -> Figures:
         for name in names
     }
     return {
-        "quiet": interleaved(quiet, plan.pick(3, 9)),
-        "busy": interleaved(busy, plan.pick(1, 5)),
+        "quiet": interleaved(quiet, plan.pick(3, 5)),
+        "busy": interleaved(busy, plan.pick(1, 3)),
     }
 
 

@@ -26,9 +26,9 @@ AT_ONCE = {
     "requests_json": 30_000,
     "stripe_stream": 20_000,
     "opentelemetry": 20_000,
-    "segment": 10_000,
-    "posthog": 10_000,
-    "stripe_single": 500,
+    "segment": 5_000,
+    "posthog": 5_000,
+    "stripe_single": 300,
 }
 """Clients, and how many events in the quick mode."""
 _SINGLE = 20
@@ -46,14 +46,14 @@ def measure(plan: Plan) -> Figures:
         for n in IN_FLIGHT
     }
     return {
-        "prompt": interleaved(prompt, plan.pick(3, 9)),
-        "prompt_in_flight": interleaved(in_flight, plan.pick(1, 5)),
-        "far": interleaved(_far(plan), plan.pick(1, 3)),
+        "prompt": interleaved(prompt, plan.pick(3, 5)),
+        "prompt_in_flight": interleaved(in_flight, plan.pick(1, 3)),
+        "far": interleaved(_far(plan), plan.pick(1, 2)),
     }
 
 
 def _far(plan: Plan) -> dict[str, Measure]:
-    seconds = plan.pick(2, 4)
+    seconds = plan.pick(2, 3)
     ceiling = BATCH / FAR_SECONDS
     subjects: dict[str, Measure] = {}
     for n in IN_FLIGHT:

@@ -31,7 +31,7 @@ def measure(plan: Plan) -> Figures:
     subjects: dict[str, Measure] = {
         name: partial(_ship, plan.sink.prompt, name, batches * BATCH) for name in _CLIENTS
     }
-    figures: Figures = {"time": interleaved(subjects, plan.pick(3, 9))}
+    figures: Figures = {"time": interleaved(subjects, plan.pick(3, 5))}
     if shutil.which("strace"):
         figures["calls"] = {name: _system_calls(plan.sink.prompt, name) for name in _CLIENTS}
     return figures
