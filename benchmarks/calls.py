@@ -25,7 +25,8 @@ def laps(calls, clock):
         laps[lap] = clock() - began
     return laps
 """
-CHUNK = 1000
+_CHUNK = 1000
+_CHUNK_OF_SINGLE = 100
 
 
 class Calls:
@@ -43,15 +44,22 @@ class Calls:
     def nanoseconds(self, calls: int) -> float:
         """Return the median over chunks of 1 000 calls, without the cost of a clock in each."""
         chunks = []
-        for _ in range(max(1, calls // CHUNK)):
+        for _ in range(max(1, calls // _CHUNK)):
             began = time.perf_counter_ns()
-            self.run(CHUNK)
-            chunks.append((time.perf_counter_ns() - began) / CHUNK)
+            self.run(_CHUNK)
+            chunks.append((time.perf_counter_ns() - began) / _CHUNK)
         return percentile(sorted(chunks), 0.5)
 
-    def percentiles(self, calls: int) -> dict[str, float]:
-        """Return p50, p99, p99.9 and the longest of single calls, in µs, the clock included."""
-        return percentiles(self._laps(calls, time.perf_counter_ns))
+    def percentiles(self, calls: int, seconds: float = float("inf")) -> dict[str, float]:
+        """Return p50, p99, p99.9 and the longest of single calls, in µs, the clock included.
+
+        Ends after *seconds*, for calls of which some take milliseconds.
+        """
+        laps: list[int] = []
+        ends = time.perf_counter() + seconds
+        while len(laps) < calls and time.perf_counter() < ends:
+            laps += self._laps(min(calls, _CHUNK_OF_SINGLE), time.perf_counter_ns)
+        return percentiles(laps)
 
     def per_second(self, threads: int, calls: int) -> float:
         """Return calls per second when *threads* threads make *calls* calls together."""

@@ -24,7 +24,6 @@ from benchmarks.plan import Plan
 from benchmarks.rounds import Figures, interleaved, ratio
 
 _CALLS = 20_000
-_SLOW_CALLS = 1_000
 _WAYS = {
     "deque": "bare append, in memory",
     "agent": "`record()`, in memory",
@@ -32,7 +31,6 @@ _WAYS = {
     "os_write": "`os.write` of a JSON line",
     "sqlite": "SQLite insert, WAL, synchronous=NORMAL",
 }
-_SLOW = {"os_write", "sqlite"}
 
 
 def measure(plan: Plan) -> Figures:
@@ -42,22 +40,23 @@ def measure(plan: Plan) -> Figures:
             "benchmarks.crash_safe:way",
             name=way,
             url=plan.sink.hold,
-            calls=_SLOW_CALLS if way in _SLOW else _CALLS,
+            # One that waits 5 ms each time would take minutes.
+            seconds=plan.pick(1, 3),
         )
         for way in _WAYS
     }
     return interleaved(ways, plan.pick(3, 7))
 
 
-def way(name: str, url: str, calls: int) -> Figures:
+def way(name: str, url: str, seconds: float) -> Figures:
     """Measure one way in this process."""
     with tempfile.TemporaryDirectory(prefix="meter-agent-bench-") as directory:
         client = _open(name, url, directory)
         made = Calls(client)
         made.run(1)
-        alone = made.percentiles(calls)
+        alone = made.percentiles(_CALLS, seconds)
         with computing():
-            beside = made.percentiles(calls)
+            beside = made.percentiles(_CALLS, seconds)
         client.close()
     return {f"alone_{column}": each for column, each in alone.items()} | {
         f"beside_{column}": each for column, each in beside.items()

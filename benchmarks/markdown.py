@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns but the first are aligned to the right."""
-    rule = ["---", *["--:"] * (len(head) - 1)]
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
+    """Return a Markdown table whose columns but the first *left* are aligned to the right."""
+    rule = ["---"] * left + ["--:"] * (len(head) - left)
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, rule, *rows])
 
 

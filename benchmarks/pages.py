@@ -16,6 +16,7 @@ EXPLANATION = Path(__file__).parents[1] / "docs" / "explanation"
 PAGES = ("performance.md", "scaling.md", "json.md")
 PLOTS = EXPLANATION / "plots"
 
+_MISSING = "This was not measured in this run.\n"
 _SECTION = re.compile(
     r"(?P<open><!-- measured: (?P<name>\w+) -->\n).*?(?P<close><!-- end -->)", re.DOTALL
 )
@@ -34,7 +35,9 @@ def sections(run: dict[str, Any]) -> dict[str, str]:
 
 def filled(text: str, tables: dict[str, str]) -> str:
     """Return *text* with the sections in their places."""
-    return _SECTION.sub(lambda at: f"{at['open']}\n{tables[at['name']]}\n{at['close']}", text)
+    return _SECTION.sub(
+        lambda at: f"{at['open']}\n{tables.get(at['name'], _MISSING)}\n{at['close']}", text
+    )
 
 
 def main() -> None:

@@ -45,4 +45,4 @@ def tables(measurements: dict[str, Figures]) -> str:
         ["memory in an outage, full default buffer", "buffer_events × bytes each, texts beside it",
          f"{number(waiting * 100_000 / 1e6)} MB"],
     ]  # fmt: skip
-    return table(["limit", "how it is found", "figure"], rows)
+    return table(["limit", "how it is found", "figure"], rows, left=2)

@@ -196,4 +196,4 @@ def tables(measurements: dict[str, Figures]) -> str:
         ]
         for verdict in judge(measurements)
     ]
-    return table(["", "target", "gate", "measured", "target met", "gate met"], rows)
+    return table(["", "target", "gate", "measured", "target met", "gate met"], rows, left=6)

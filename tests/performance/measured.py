@@ -25,7 +25,7 @@ LAPS = 300
 CALLS = 100
 EVENTS = 20_000
 BATCHES = 20
-LINE = {"send", "sendall", "sendmsg", "recv", "recv_into", "recvmsg", "read", "poll", "select"}
+LINE = {"send", "sendall", "sendmsg", "recv", "recv_into", "recvmsg", "poll", "select"}
 """Calls of C functions that may give the interpreter lock away to the network."""
 
 
@@ -51,14 +51,14 @@ def _ratio_to_append(spool: str | None) -> float:
         for _ in range(CALLS):
             append(("api_requests", "cus_123", 1, now()))
 
-    best = {recording: float("inf"), appending: float("inf")}
+    recorded, appended = [], []
     for _ in range(LAPS):
-        for work in best:
-            best[work] = min(best[work], _seconds(work))
+        recorded.append(_seconds(recording))
+        appended.append(_seconds(appending))
     if agent.stats().recorded != LAPS * CALLS + 1:
         raise RuntimeError("record() did not take every event")
     agent.close(0)
-    return best[recording] / best[appending]
+    return min(recorded) / min(appended)
 
 
 def _seconds(work: Callable[[], None]) -> float:
@@ -71,12 +71,13 @@ def waiting_events() -> dict[str, float]:
     agent = _held_agent()
     agent.record("api_requests", "cus_123", 1)
     gc.collect()
+    tracked = len(gc.get_objects())
     tracemalloc.start()
     for _ in range(EVENTS):
         agent.record("api_requests", "cus_123", 1)
     statistics = tracemalloc.take_snapshot().statistics("filename")
     gc.collect()  # untracks what refers to nothing that could be part of a cycle
-    tracked = sum(1 for each in gc.get_objects() if type(each) is tuple and "api_requests" in each)
+    tracked = len(gc.get_objects()) - tracked
     agent.close(0)
     return {
         "bytes": sum(each.size for each in statistics) / EVENTS,
