@@ -29,5 +29,7 @@ class _Logs:
 def open_client(url: str, *, capacity: int = 100_000, **_options: Any) -> Client:
     provider = LoggerProvider()
     exporter = OTLPLogExporter(endpoint=f"{url}/v1/logs")
-    provider.add_log_record_processor(BatchLogRecordProcessor(exporter, max_queue_size=capacity))
+    provider.add_log_record_processor(
+        BatchLogRecordProcessor(exporter, max_queue_size=max(2048, capacity))
+    )
     return _Logs(provider)
