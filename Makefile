@@ -14,6 +14,7 @@ interpreter = $(shell for python in python$(1) $$HOME/.pyenv/versions/$(1).*/bin
 
 PIP_INSTALL = -m pip install --disable-pip-version-check -qq
 RUN = .venv/bin/python -m
+BENCH = .venv-bench/bin/python -m
 # More for pytest: make test PYTEST="-x -k spool"
 PYTEST ?=
 # Most of their time the tests wait for processes and clocks, so more of them than cores go at once.
@@ -28,7 +29,7 @@ ROUNDS ?= 100
 export COVERAGE_FILE = $(CURDIR)/.coverage
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-all sim crash mutants lint docs bench clean
+.PHONY: help demo test test-all sim crash mutants lint docs bench bench-quick bench-pages clean
 
 help:
 	@echo "make demo      replay real usage into a local Stripe and compare the books"
@@ -39,7 +40,8 @@ help:
 	@echo "make mutants   break the code in many ways and see the tests fail"
 	@echo "make lint      style, types, layers, generated pages"
 	@echo "make docs      build docs/_build/html"
-	@echo "make bench     measure the hot path, in memory and crash-safe"
+	@echo "make bench     measure everything, beside peers, into docs/explanation/performance.md"
+	@echo "make bench-quick   the same in under three minutes, into build/ only"
 	@echo "make clean     remove what the others made"
 
 demo: .venv-demo/.stamp
@@ -79,9 +81,15 @@ crash: .venv/.stamp
 mutants: .venv/.stamp
 	@$(RUN) tests.mutants
 
-bench: .venv/.stamp-bench
-	@$(RUN) benchmarks.hot_path
-	@$(RUN) benchmarks.crash_safe
+bench: .venv-bench/.stamp
+	@$(BENCH) benchmarks --output benchmarks/results/full.json
+	@$(BENCH) benchmarks.pages
+
+bench-quick: .venv-bench/.stamp
+	@$(BENCH) benchmarks --quick --output build/bench-quick.json
+
+bench-pages: .venv-bench/.stamp
+	@$(BENCH) benchmarks.pages
 
 clean:
 	rm -rf .venv .venv-* .coverage .coverage.* docs/_build build dist
@@ -92,6 +100,10 @@ clean:
 # for type checkers and test tools. Nothing is built twice by those who only develop.
 .venv-demo/.stamp: pyproject.toml
 	$(call make_venv,$(PYTHON),.venv-demo,cli$(comma)sandbox)
+
+# What is measured has only its own dependencies around it, and the peers to compare it with.
+.venv-bench/.stamp: pyproject.toml
+	$(call make_venv,$(PYTHON),.venv-bench,bench)
 
 .venv/.stamp: pyproject.toml
 	$(call make_venv,$(PYTHON),.venv,dev)

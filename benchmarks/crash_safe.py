@@ -1,8 +1,7 @@
-"""What a `record()` costs that survives `kill -9`, next to other ways to keep an event.
+"""What it costs to keep an event through `kill -9`, next to other ways to do it.
 
-Beside each caller runs a thread that only computes, because that is where the difference is: a call
-that gives the interpreter lock away waits up to 5 ms (`sys.getswitchinterval()`) to get it back.
-Each way gets its turns in between those of the others, in one run. Run it with `make bench`.
+Alone, and beside a thread that computes, because that is where the difference is: a call that gives
+the interpreter lock away waits up to 5 ms (`sys.getswitchinterval()`) to get it back.
 """
 
 from __future__ import annotations
@@ -10,176 +9,121 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from meter_agent import Config, MeterAgent
-from meter_agent._agent import build
-from meter_agent.sandbox import Sandbox, SandboxAdapter
+from benchmarks import child
+from benchmarks.calls import Calls
+from benchmarks.clients import Client, open_client
+from benchmarks.markdown import number, table
+from benchmarks.neighbour import computing
+from benchmarks.plan import Plan
+from benchmarks.rounds import Figures, interleaved, ratio
 
-CALLS = 20_000
-SLOW_CALLS = 400
-ROUNDS = 7
-RECOVERED = 100_000
-
-Record = Callable[[], object]
-
-
-def main() -> None:
-    print(f"one call, microseconds, {ROUNDS} rounds of {CALLS:,} calls ({SLOW_CALLS} of the slow)")
-    print(f"{'':24}{'alone':>8}{'p99':>8}{'p99.9':>9}{'beside a thread':>18}{'p99':>9}{'p99.9':>9}")
-    for name, alone, beside in _measure():
-        quiet = f"{alone[0]:8.2f}{alone[1]:8.2f}{alone[2]:9.2f}"
-        print(f"{name:24}{quiet}{beside[0]:18.2f}{beside[1]:9.2f}{beside[2]:9.2f}", flush=True)
-    print(f"\nrecovery: {RECOVERED:,} events of a process that was killed")
-    seconds = _recover()
-    print(f"  all of them accepted by a sandbox in the process after {seconds:.2f} s")
+_CALLS = 20_000
+_WAYS = {
+    "deque": "bare append, in memory",
+    "agent": "`record()`, in memory",
+    "agent_spool": "`record()`, crash-safe",
+    "os_write": "`os.write` of a JSON line",
+    "sqlite": "SQLite insert, WAL, synchronous=NORMAL",
+}
 
 
-def _measure() -> Iterator[tuple[str, list[float], list[float]]]:
-    with tempfile.TemporaryDirectory() as directory:
-        ways = {
-            "bare append": (_append, CALLS),
-            "record(), memory": (_in_memory, CALLS),
-            "record(), spool": (_agent, CALLS),
-            "os.write": (_os_write, SLOW_CALLS),
-            "SQLite, WAL": (_sqlite, SLOW_CALLS),
-        }
-        times: dict[str, tuple[list[list[float]], list[list[float]]]] = {
-            name: ([], []) for name in ways
-        }
-        for turn in range(ROUNDS):
-            for name, (way, calls) in ways.items():
-                path = Path(directory, f"{turn} {name}")
-                path.mkdir()
-                with way(path) as record:
-                    times[name][0].append(_percentiles(record, calls))
-                    with _computing():
-                        times[name][1].append(_percentiles(record, calls))
-        for name, (alone, beside) in times.items():
-            yield name, _medians(alone), _medians(beside)
-
-
-def _percentiles(record: Record, calls: int) -> list[float]:
-    clock = time.perf_counter_ns
-    laps = []
-    for _ in range(calls):
-        began = clock()
-        record()
-        laps.append(clock() - began)
-    laps.sort()
-    return [laps[int(calls * share)] / 1000 for share in (0.5, 0.99, 0.999)]
-
-
-def _medians(rounds: list[list[float]]) -> list[float]:
-    return [statistics.median(column) for column in zip(*rounds, strict=True)]
-
-
-@contextmanager
-def _computing() -> Iterator[None]:
-    stop = threading.Event()
-
-    def compute() -> None:
-        while not stop.is_set():
-            sum(range(1000))
-
-    thread = threading.Thread(target=compute)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-@contextmanager
-def _append(_path: Path) -> Iterator[Record]:
-    append, now = deque[tuple[str, str, int, float]]().append, time.time
-    yield lambda: append(("api_requests", "cus_123", 1, now()))
-
-
-def _in_memory(_path: Path) -> AbstractContextManager[Record]:
-    return _agent(None)
-
-
-@contextmanager
-def _agent(spool: Path | None) -> Iterator[Record]:
-    hold = threading.Event()
-    agent = build(
-        Config(sandbox_url="http://127.0.0.1:1", spool_dir=spool, max_in_flight=1),
-        open_adapter=lambda: SandboxAdapter(Sandbox(), sleep=lambda _seconds: hold.wait()),
-    )
-    record = agent.record
-    record("api_requests", "cus_123", 1)
-    try:
-        yield lambda: record("api_requests", "cus_123", 1)
-    finally:
-        hold.set()
-        agent.close(0)
-
-
-@contextmanager
-def _os_write(path: Path) -> Iterator[Record]:
-    descriptor = os.open(path / "events", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-    def record() -> None:
-        line = json.dumps([time.time_ns(), "api_requests", "cus_123", 1])
-        os.write(descriptor, line.encode() + b"\n")
-
-    try:
-        yield record
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _sqlite(path: Path) -> Iterator[Record]:
-    base = sqlite3.connect(path / "events.db", isolation_level=None, check_same_thread=False)
-    base.execute("PRAGMA journal_mode=WAL")
-    base.execute("PRAGMA synchronous=NORMAL")
-    base.execute("CREATE TABLE events (at INTEGER, name TEXT, customer TEXT, value INTEGER)")
-    insert = "INSERT INTO events VALUES (?, ?, ?, ?)"
-    try:
-        yield lambda: base.execute(insert, (time.time_ns(), "api_requests", "cus_123", 1))
-    finally:
-        base.close()
-
-
-_DYING = """
-import os, signal, sys
-from meter_agent import MeterAgent
-agent = MeterAgent(sandbox_url="http://127.0.0.1:1", spool_dir=sys.argv[1])
-for n in range(int(sys.argv[2])):
-    agent.record("api_requests", "cus_123", 1)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def _recover() -> float:
-    with tempfile.TemporaryDirectory() as directory:
-        subprocess.run([sys.executable, "-c", _DYING, directory, str(RECOVERED)], check=False)
-        sandbox = Sandbox()
-        began = time.perf_counter()
-        agent: MeterAgent = build(
-            Config(
-                sandbox_url="http://127.0.0.1:1", spool_dir=directory, max_events_per_second=1e6
-            ),
-            open_adapter=lambda: SandboxAdapter(sandbox),
+def measure(plan: Plan) -> Figures:
+    ways = {
+        way: partial(
+            child.call,
+            "benchmarks.crash_safe:way",
+            name=way,
+            url=plan.sink.hold,
+            # One that waits 5 ms each time would take minutes.
+            seconds=plan.pick(1, 3),
         )
-        while agent.stats().delivered < RECOVERED:
-            time.sleep(0.01)
-        seconds = time.perf_counter() - began
-        agent.close()
-    return seconds
+        for way in _WAYS
+    }
+    return interleaved(ways, plan.pick(3, 7))
 
 
-if __name__ == "__main__":
-    main()
+def way(name: str, url: str, seconds: float) -> Figures:
+    """Measure one way in this process."""
+    with tempfile.TemporaryDirectory(prefix="meter-agent-bench-") as directory:
+        client = _open(name, url, directory)
+        made = Calls(client)
+        made.run(1)
+        alone = made.percentiles(_CALLS, seconds)
+        with computing():
+            beside = made.percentiles(_CALLS, seconds)
+        client.close()
+    return {f"alone_{column}": each for column, each in alone.items()} | {
+        f"beside_{column}": each for column, each in beside.items()
+    }
+
+
+def _open(name: str, url: str, directory: str) -> Client:
+    if name == "os_write":
+        return _Write(Path(directory, "events"))
+    if name == "sqlite":
+        return _Sqlite(Path(directory, "events.db"))
+    return open_client(name, url)
+
+
+class _Write:
+    call = "record('api_requests', 'cus_NciAYcXfLnqBoz', 1)"
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self.names: dict[str, Any] = {"record": self._record}
+
+    def _record(self, name: str, customer: str, value: int) -> None:
+        line = json.dumps([time.time_ns(), name, customer, value])
+        os.write(self._descriptor, line.encode() + b"\n")
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class _Sqlite:
+    call = "record('api_requests', 'cus_NciAYcXfLnqBoz', 1)"
+
+    def __init__(self, path: Path) -> None:
+        self._base = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._base.execute("PRAGMA journal_mode=WAL")
+        self._base.execute("PRAGMA synchronous=NORMAL")
+        self._base.execute("CREATE TABLE events (at INTEGER, name TEXT, customer TEXT, value INT)")
+        self.names: dict[str, Any] = {"record": self._record}
+
+    def _record(self, name: str, customer: str, value: int) -> None:
+        self._base.execute(
+            "INSERT INTO events VALUES (?, ?, ?, ?)", (time.time_ns(), name, customer, value)
+        )
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._base.close()
+
+
+def tables(figures: Figures) -> str:
+    columns = ("p50", "p99", "p99_9", "max")
+    floor = figures["deque"]["alone_p50"]
+    rows = [
+        [
+            label,
+            number(figures[name]["alone_p50"]),
+            number(ratio(figures[name]["alone_p50"], floor), "x"),
+            number(figures[name]["alone_p99_9"]),
+            *(number(figures[name][f"beside_{column}"]) for column in columns),
+        ]
+        for name, label in _WAYS.items()
+    ]
+    head = ["one call, µs, the clock included", "alone: p50", "floor", "p99.9"]
+    head += ["beside a thread that computes: p50", "p99", "p99.9", "max"]
+    return table(head, rows)
