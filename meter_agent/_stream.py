@@ -1,8 +1,9 @@
-"""Stripe's meter event stream: its two endpoints, in and out, and the one for a single event.
+"""Stripe's meter event stream: its two endpoints, in and out, and those that only commands ask.
 
 `POST {api_url}/v2/billing/meter_event_session` opens a session with the API key,
 `POST {events_url}/v2/billing/meter_event_stream` takes up to 100 events with the session's token,
-`POST {api_url}/v2/billing/meter_events` takes one event with the API key and checks it at once.
+`POST {api_url}/v2/billing/meter_events` takes one event with the API key and checks it at once,
+`GET {api_url}/v1/billing/meters` lists the meters.
 Neither credential ever travels to the other's host.
 """
 
@@ -13,6 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from urllib.parse import quote
 
 from meter_agent._answer import Answer, Grant, Verdict, judge
 from meter_agent._ledger import Traffic
@@ -26,6 +28,8 @@ __all__ = ["MeterEventStream"]
 _USER_AGENT = f"meter-agent/{__version__}"
 _REDACTED = b"[secret]"
 _MESSAGE_CHARACTERS_MAX = 300
+_METERS_OF_A_PAGE = 40
+"""Stripe's own names of a meter have at most 250 characters: about 1.3 KB each."""
 
 
 class MeterEventStream:
@@ -37,6 +41,7 @@ class MeterEventStream:
         session_url: Where sessions are opened.
         stream_url: Where events go.
         event_url: Where a single event goes to be checked at once.
+        meters_url: Where the meters are listed.
         read_api_key: Returns the API key at the moment it is needed.
         headers: `Stripe-Version` and, where configured, `Stripe-Account` and `Stripe-Context`.
         traffic: Counts requests and sessions.
@@ -51,6 +56,7 @@ class MeterEventStream:
         session_url: str,
         stream_url: str,
         event_url: str,
+        meters_url: str,
         read_api_key: Callable[[], str],
         headers: Mapping[str, str],
         traffic: Traffic,
@@ -61,6 +67,7 @@ class MeterEventStream:
         self._session_url = session_url
         self._stream_url = stream_url
         self._event_url = event_url
+        self._meters_url = meters_url
         self._read_api_key = read_api_key
         self._headers = {"User-Agent": _USER_AGENT, **headers}
         self._traffic = traffic
@@ -100,22 +107,33 @@ class MeterEventStream:
         """
         return self._ask_with_key(self._event_url, body)
 
+    def list_meters(self, starting_after: str | None = None) -> Answer:
+        """Return a page of the account's meters, behind the one with that id; never raises.
+
+        An accepted answer's body has them under `data`, and `has_more`. A page is as long as fits
+        into the 64 KiB that are read of an answer.
+        """
+        after = "" if starting_after is None else f"&starting_after={quote(starting_after)}"
+        return self._ask_with_key(f"{self._meters_url}?limit={_METERS_OF_A_PAGE}{after}", None)
+
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()
 
-    def _ask_with_key(self, url: str, body: bytes) -> Answer:
+    def _ask_with_key(self, url: str, body: bytes | None) -> Answer:
         try:
             api_key = self._read_api_key()
         except (OSError, ValueError) as error:
             return Answer(Verdict.UNAUTHORIZED, message=f"no API key: {error}", slowly=True)
         return self._exchange(url, body, api_key, {})
 
-    def _exchange(self, url: str, body: bytes, secret: str, headers: Mapping[str, str]) -> Answer:
+    def _exchange(
+        self, url: str, body: bytes | None, secret: str, headers: Mapping[str, str]
+    ) -> Answer:
         authorization = Secret(f"Bearer {secret}")
         headers = {**self._headers, "Authorization": authorization, **headers}
         try:
-            reply, posted_twice = self._post(url, headers, body)
+            reply, sent_twice = self._send(url, headers, body)
         except TransportError as error:
             return Answer(
                 Verdict.RETRY,
@@ -131,24 +149,27 @@ class MeterEventStream:
         )
         if answer.request_id is not None:
             answer = replace(answer, request_id=_without(secret, answer.request_id))
-        if posted_twice and answer.verdict is not Verdict.ACCEPTED:
+        if sent_twice and answer.verdict is not Verdict.ACCEPTED:
             return replace(answer, maybe_accepted=True)
         return answer
 
-    def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> tuple[Reply, bool]:
+    def _send(self, url: str, headers: Mapping[str, str], body: bytes | None) -> tuple[Reply, bool]:
         # The second value: was it sent twice, the first time without an answer?
-        def post() -> Reply:
-            return self._transport.post(url, headers, body, at_most_seconds=self._seconds_left())
+        def send() -> Reply:
+            seconds = self._seconds_left()
+            if body is None:
+                return self._transport.get(url, headers, at_most_seconds=seconds)
+            return self._transport.post(url, headers, body, at_most_seconds=seconds)
 
         try:
-            return post(), False
+            return send(), False
         except TransportError as error:
             if not error.stale:
                 raise
         # The server had closed a kept-alive connection before our request arrived. That says
         # nothing about its health, so once, at once, on a fresh connection (elastic/apm-agent#409).
         try:
-            return post(), True
+            return send(), True
         except TransportError as error:
             error.maybe_accepted = True
             raise

@@ -11,18 +11,26 @@ connection had been kept alive when it broke.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response
     from requests.adapters import BaseAdapter
 
-__all__ = ["Reply", "Transport", "TransportError", "preload"]
+__all__ = ["Reply", "Route", "Transport", "TransportError", "Trouble", "preload"]
 
 BODY_BYTES_MAX = 64 * 1024
+
+Trouble = Literal["tls", "proxy", "name", "connect", "timeout", "answer", "local"]
+"""What went wrong: the certificate, the way through a proxy, looking the name up, connecting,
+waiting, the answer itself, or something on this host, such as a CA bundle that is not there."""
+
+
+_USER_IN_URL = re.compile(r"(?<=//)[^/]*@|^[^/]*@")
 
 
 class TransportError(Exception):
@@ -31,11 +39,20 @@ class TransportError(Exception):
     Attributes:
         maybe_accepted: Whether the request may have reached the server.
         stale: Whether a kept-alive connection turned out to be closed.
+        trouble: What went wrong, for advice.
     """
 
-    def __init__(self, message: str, *, maybe_accepted: bool, stale: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        maybe_accepted: bool,
+        stale: bool = False,
+        trouble: Trouble = "answer",
+    ) -> None:
         self.maybe_accepted = maybe_accepted
         self.stale = stale
+        self.trouble: Trouble = trouble
         super().__init__(message)
 
 
@@ -46,6 +63,17 @@ class Reply:
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)  # a session's holds its token
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The way to a host, as the environment has it."""
+
+    proxy: str | None
+    """The proxy, with its user and password masked; None: there is none."""
+
+    ca_bundle: str | None
+    """File or directory of the certificates to trust; None: those that come with requests."""
 
 
 class Transport:
@@ -68,7 +96,7 @@ class Transport:
         self._read_timeout_seconds = read_timeout_seconds
         self._open_adapter = open_adapter or _network_adapter
         self._adapter: BaseAdapter | None = None
-        self._templates: dict[str, tuple[PreparedRequest, dict[str, Any]]] = {}
+        self._templates: dict[tuple[str, str], tuple[PreparedRequest, dict[str, Any]]] = {}
         self._kept_alive: set[str] = set()
 
     def post(
@@ -85,14 +113,51 @@ class Transport:
         Raises:
             TransportError: No complete answer came.
         """
+        return self._exchange(url, headers, body, at_most_seconds, BODY_BYTES_MAX)
+
+    def get(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        at_most_seconds: float | None,
+        body_bytes_max: int = BODY_BYTES_MAX,
+    ) -> Reply:
+        """Return the whole answer to a GET; for commands, for no event is ever sent with one.
+
+        Raises:
+            TransportError: No complete answer of at most *body_bytes_max* came.
+        """
+        return self._exchange(url, headers, None, at_most_seconds, body_bytes_max)
+
+    def route(self, url: str) -> Route:
+        """Return which way requests to *url* take; asks nobody."""
+        from requests.utils import select_proxy  # noqa: PLC0415
+
+        _, settings = self._prepared("GET", url)
+        proxy, verify = select_proxy(url, settings["proxies"]), settings["verify"]
+        return Route(
+            proxy=None if proxy is None else _USER_IN_URL.sub("***@", proxy),
+            ca_bundle=verify if isinstance(verify, str) else None,
+        )
+
+    def _exchange(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        at_most_seconds: float | None,
+        body_bytes_max: int,
+    ) -> Reply:
         # Imported here, by the sender thread: `import requests` costs the application 130 ms.
         import requests.exceptions as failures  # noqa: PLC0415
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
-        request, settings = self._prepared(url)
-        request.body = body
+        request, settings = self._prepared("GET" if body is None else "POST", url)
         request.headers.update(headers)
-        request.headers["Content-Length"] = str(len(body))
+        if body is not None:
+            request.body = body
+            request.headers["Content-Length"] = str(len(body))
         # By host, as urllib3 keeps them: a sandbox has both endpoints on one connection.
         host = urlsplit(url).netloc
         kept_alive = host in self._kept_alive
@@ -106,9 +171,9 @@ class Transport:
         except (OSError, ValueError) as error:
             # Not a failure of the network, which requests would have wrapped: a CA bundle that is
             # not there, for example.
-            raise TransportError(str(error), maybe_accepted=False) from None
+            raise TransportError(str(error), maybe_accepted=False, trouble="local") from None
         try:
-            reply = self._read(response)
+            reply = self._read(response, body_bytes_max)
         except (HTTPError, OSError, ValueError) as error:
             # Reading from urllib3's response raises urllib3's errors, not requests'.
             raise TransportError(f"the answer broke off: {error}", maybe_accepted=True) from None
@@ -134,19 +199,18 @@ class Transport:
             self._adapter = self._open_adapter()
         return self._adapter
 
-    def _prepared(self, url: str) -> tuple[PreparedRequest, dict[str, Any]]:
+    def _prepared(self, method: str, url: str) -> tuple[PreparedRequest, dict[str, Any]]:
         # Environment, proxies and CA bundle are worked out once per host: requests would do it
         # again for every batch, at half of its whole cost.
-        if url not in self._templates:
+        if (method, url) not in self._templates:
             import requests  # noqa: PLC0415
 
-            request = requests.Request(
-                "POST", url, headers={"Content-Type": "application/json", "Accept": "*/*"}
-            ).prepare()
+            content = {"Content-Type": "application/json"} if method == "POST" else {}
+            request = requests.Request(method, url, headers={**content, "Accept": "*/*"}).prepare()
             merged = requests.Session().merge_environment_settings(url, {}, False, True, None)
             settings = {name: merged.get(name) for name in ("verify", "cert", "proxies")}
-            self._templates[url] = request, settings
-        template, settings = self._templates[url]
+            self._templates[method, url] = request, settings
+        template, settings = self._templates[method, url]
         return template.copy(), settings
 
     def _timeouts(self, at_most_seconds: float | None) -> tuple[float, float]:
@@ -156,14 +220,14 @@ class Transport:
         # Zero would mean "do not block" to a socket, and fail before anything was tried.
         return max(0.05, min(connect, at_most_seconds)), max(0.05, min(read, at_most_seconds))
 
-    def _read(self, response: Response) -> Reply:
+    def _read(self, response: Response, body_bytes_max: int) -> Reply:
         # A server's answer is bounded here, not by the server: what is longer is not Stripe's.
         try:
-            body = response.raw.read(BODY_BYTES_MAX + 1, decode_content=True) or b""
-            if len(body) > BODY_BYTES_MAX:
+            body = response.raw.read(body_bytes_max + 1, decode_content=True) or b""
+            if len(body) > body_bytes_max:
                 response.raw.close()
                 raise TransportError(
-                    f"HTTP {response.status_code} with a body over {BODY_BYTES_MAX} bytes",
+                    f"HTTP {response.status_code} with a body over {body_bytes_max} bytes",
                     maybe_accepted=True,
                 )
         finally:
@@ -207,4 +271,23 @@ def _explained(error: Exception, *, kept_alive: bool) -> TransportError:
         f"{type(error).__name__}: {cause or error}",
         maybe_accepted=not never_left,
         stale=stale,
+        trouble=_trouble(error, cause),
     )
+
+
+def _trouble(error: Exception, cause: object) -> Trouble:
+    import requests.exceptions as failures  # noqa: PLC0415
+    from urllib3 import exceptions as causes  # noqa: PLC0415
+
+    if isinstance(error, failures.SSLError):
+        return "tls"
+    if isinstance(error, failures.ProxyError | failures.InvalidProxyURL):
+        return "proxy"
+    if isinstance(cause, causes.NameResolutionError):
+        return "name"
+    if isinstance(error, failures.ReadTimeout):
+        return "timeout"
+    unconnected = isinstance(error, failures.ConnectTimeout) or isinstance(
+        cause, causes.NewConnectionError | causes.ConnectTimeoutError
+    )
+    return "connect" if unconnected else "answer"
