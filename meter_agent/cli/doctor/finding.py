@@ -35,7 +35,7 @@ class Finding:
     state: State
     detail: str
     advice: str | None = None
-    """The command or the setting that makes the check pass."""
+    """What makes the check pass; commands stand in backquotes."""
     exit_code: ExitCode = ExitCode.OK
     """What the doctor ends with, if this is the first that failed."""
 

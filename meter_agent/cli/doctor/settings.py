@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -39,7 +40,7 @@ def check_settings(overrides: Mapping[str, Any]) -> Iterator[Finding]:
         yield warning(
             _SETTINGS,
             "METER_AGENT_DISABLED is on: nothing is recorded",
-            "unset METER_AGENT_DISABLED",
+            "`unset METER_AGENT_DISABLED`",
         )
     elif not unknown:
         yield ok(_SETTINGS, _origins(overrides))
@@ -56,8 +57,10 @@ def _origins(overrides: Mapping[str, Any]) -> str:
 def _unknown(name: str, nearest: str | None) -> Finding:
     detail = f"{name} is no setting, and has no effect"
     if nearest is None:
-        return warning(_SETTINGS, detail, f"unset {name}")
-    return warning(_SETTINGS, detail, f"is {nearest} meant? Set that one instead, and unset {name}")
+        return warning(_SETTINGS, detail, f"`unset {name}`")
+    return warning(
+        _SETTINGS, detail, f"is {nearest} meant? Set that one instead, and `unset {name}`"
+    )
 
 
 def _advice(problem: str) -> str:
@@ -67,20 +70,20 @@ def _advice(problem: str) -> str:
     if name in _ADVICE:
         return _ADVICE[name]
     default = next((each.default for each in SETTINGS if each.variable == name), None)
-    return f"correct {name}, or unset it for its default ({default})"
+    return f"correct {name}, or `unset {name}` for its default ({default})"
 
 
 _ADVICE = {
     "METER_AGENT_API_KEY": (
-        "have one key, a secret or restricted one, in one place: export STRIPE_API_KEY=rk_..., or"
+        "have one key, a secret or restricted one, in one place: `export STRIPE_API_KEY=rk_...`, or"
         " METER_AGENT_API_KEY, or METER_AGENT_API_KEY_FILE; or work against a sandbox, without a"
-        " key: export METER_AGENT_SANDBOX_URL=http://127.0.0.1:12111"
+        " key: `export METER_AGENT_SANDBOX_URL=http://127.0.0.1:12111`"
     ),
     "METER_AGENT_API_KEY_FILE": (
         "write the key, and nothing else, into a file that the user of the service may read"
         " (chmod 600), and name that file"
     ),
-    "METER_AGENT_STRIPE_CONTEXT": "export METER_AGENT_STRIPE_CONTEXT=acct_... with that account",
+    "METER_AGENT_STRIPE_CONTEXT": "name that account: `export METER_AGENT_STRIPE_CONTEXT=acct_...`",
 }
 
 
@@ -119,7 +122,7 @@ def check_key_file(path: str | os.PathLike[str]) -> Iterator[Finding]:
         yield warning(
             "key file",
             f"others may use {path} (mode {stat.S_IMODE(mode):04o})",
-            f"chmod 600 {path}",
+            f"`chmod 600 {shlex.quote(os.fspath(path))}`",
         )
     else:
         yield ok("key file", f"{path} is for its owner alone")

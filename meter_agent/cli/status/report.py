@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -82,25 +83,26 @@ def _spool(config: Config) -> Section:
     owners = ", ".join(str(owner) if owner else "one unseen" for owner in state.owners)
     oldest = "" if state.oldest_seconds is None else f", the oldest for {ago(state.oldest_seconds)}"
     alive = f"alive: {owners}" if owners else "nobody alive"
+    bytes_used = f"{used} of {config.spool_bytes} bytes used"
     lines = (
         f"{path}: {state.never_sent} events wait, {state.maybe_accepted} are in doubt{oldest}",
-        f"{state.segments} segments ({alive}; {state.orphans} orphans), {used} of"
-        f" {config.spool_bytes} bytes used",
+        f"{state.segments} segments ({alive}; {state.orphans} orphans), {bytes_used}",
     )
     return Section("spool", document, lines, tuple(_spool_attention(path, state)))
 
 
 def _spool_attention(path: Path, state: SpoolState) -> Iterator[str]:
+    quoted = shlex.quote(str(path))
     if state.orphans and not state.owners:
         # With somebody alive beside them they are adopted within a minute.
         yield (
             f"{state.orphaned_events} events of dead processes wait, and nobody alive has a segment"
-            f" there: start the service, or meter-agent spool replay {path}"
+            f" there: start the service, or `meter-agent spool replay {quoted}`"
         )
     if state.damaged or state.unread:
         yield (
             f"{state.damaged} damaged pieces and {state.unread} files that cannot be read: "
-            f"meter-agent spool verify {path}"
+            f"`meter-agent spool verify {quoted}`"
         )
     if state.quarantined:
         yield f"{state.quarantined} damaged pieces are kept in {path}/quarantine"
@@ -135,7 +137,9 @@ def _dead_letters(config: Config) -> Section:
         return Section("dead_letters", document, (f"{path}: none open, {sent_again} sent again",))
     told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
     line = f"{path}: {told or 'none'}, the newest of {newest or '?'}; {sent_again} sent again"
-    help_ = f"{reasons.total()} dead letters: meter-agent dead-letters ls {path}"
+    help_ = (
+        f"{reasons.total()} dead letters: `meter-agent dead-letters ls {shlex.quote(str(path))}`"
+    )
     return Section("dead_letters", document, (line,), (help_,))
 
 
@@ -158,7 +162,7 @@ def _sandbox(config: Config) -> Section:
     }
     lines = [f"{totals['accepted']} events accepted, {totals['duplicates']} duplicates absorbed"]
     lines += [
-        f"{name}: {each['total']} of {each['customers']} customers" for name, each in meters.items()
+        f"{name}: {each['total']} (customers: {each['customers']})" for name, each in meters.items()
     ]
     return Section("sandbox", document, tuple(lines))
 
