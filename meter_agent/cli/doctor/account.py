@@ -139,7 +139,7 @@ class Account:
             yield failed(
                 "meters",
                 "the account has no active meter, in this mode",
-                "create one for each event name that you record (Dashboard: Billing, Meters)",
+                self._fix("no_meter"),
                 ExitCode.BAD,
             )
             return
@@ -163,11 +163,11 @@ class Account:
             return failed(
                 "meters",
                 f"{event_name}: {VERDICTS['no_meter'].meaning}",
-                hint + VERDICTS["no_meter"].fix,
+                hint + self._fix("no_meter"),
                 ExitCode.BAD,
             )
         if not meter.active:
-            told, fix = VERDICTS["archived_meter"]
+            told, fix = VERDICTS["archived_meter"].meaning, self._fix("archived_meter")
             return failed("meters", f"{event_name}: {told}", fix, ExitCode.BAD)
         keys = self._keys(event_name)
         if meter.keys != keys:
@@ -181,6 +181,12 @@ class Account:
             )
         return ok("meters", f"{event_name}: active, with {keys.customer_key} and {keys.value_key}")
 
+    def _fix(self, code: str) -> str:
+        if self._config.sandbox_url is None:
+            return VERDICTS[code].fix
+        url = f"{self._config.sandbox_url}/_sandbox/meters"
+        return f"have the sandbox take every event name: `curl -s -X DELETE {url}`"
+
     def _keys(self, event_name: str) -> PayloadKeys:
         default, by_event = self._config.encoder_keys
         return by_event.get(event_name, default)
@@ -189,7 +195,7 @@ class Account:
         wanted = {name: dict(keys) for name, keys in self._config.payload_keys.items()}
         wanted |= {meter.event_name: meter.keys._asdict() for meter in meters}
         text = json.dumps(wanted).replace("'", r"'\''")
-        return f"export METER_AGENT_PAYLOAD_KEYS='{text}'"
+        return f"`export METER_AGENT_PAYLOAD_KEYS='{text}'`"
 
 
 def _meter(document: Mapping[str, Any]) -> _Meter:

@@ -41,7 +41,7 @@ def check_spool(config: Config) -> Iterator[Finding]:
         yield warning(
             _SPOOL,
             f"{path} depends on where the service is started",
-            f"export METER_AGENT_SPOOL_DIR={shlex.quote(os.path.abspath(path))}",
+            f"`export METER_AGENT_SPOOL_DIR={shlex.quote(os.path.abspath(path))}`",
         )
     if not os.path.lexists(path):
         yield _check_missing(path)
@@ -71,7 +71,7 @@ def _check_missing(path: Path) -> Finding:
     return failed(
         _SPOOL,
         f"{path} is not there, and this user cannot make it in {above}",
-        f"sudo install -d -m 700 -o {os.geteuid()} {shlex.quote(str(path))}",
+        f"`sudo install -d -m 700 -o {os.geteuid()} {shlex.quote(str(path))}`",
     )
 
 
@@ -87,10 +87,10 @@ def _trouble_with(directory: SpoolDirectory) -> Finding | None:
         if os.lstat(path).st_uid != os.geteuid():
             advice = (
                 "ask as the user of the service, with its environment; if that is this one: "
-                f"sudo chown -R {os.geteuid()} {quoted}"
+                f"`sudo chown -R {os.geteuid()} {quoted}`"
             )
         else:
-            advice = f"chmod 700 {quoted}"
+            advice = f"`chmod 700 {quoted}`"
         return failed(_SPOOL, str(error), advice)
     except OSError as error:
         return failed(
@@ -139,14 +139,14 @@ def judge_space(path: Path, free: int, used: int, allowed: int) -> Finding | Non
         return warning(
             _SPOOL,
             f"{_size(used)} of METER_AGENT_SPOOL_BYTES ({_size(allowed)}) are used in {path}",
-            f"see what waits with meter-agent status; export METER_AGENT_SPOOL_BYTES={2 * allowed}",
+            f"`meter-agent status` says why; `export METER_AGENT_SPOOL_BYTES={2 * allowed}`",
         )
     if free < allowed - used:
-        fits = max(_MEBIBYTE, (used + free) // 2)
+        fits = max(_MEBIBYTE, used + free // 2)
         return warning(
             _SPOOL,
             f"{_size(free)} are free for {path}, which may take {_size(allowed - used)} more",
-            f"make space, or: export METER_AGENT_SPOOL_BYTES={fits}",
+            f"make space, or `export METER_AGENT_SPOOL_BYTES={fits}`",
         )
     return None
 
@@ -158,14 +158,14 @@ def _look_inside(path: Path) -> Iterator[Finding]:
         yield warning(
             _SPOOL,
             f"{state.quarantined} damaged pieces are kept in {path}/quarantine",
-            f"look at them, and take them away: mv {quoted}/quarantine {quoted}-quarantine",
+            f"look at them, and take them away: `mv {quoted}/quarantine {quoted}-quarantine`",
         )
     if state.unread or state.damaged:
         yield failed(
             _SPOOL,
             f"{state.damaged} damaged pieces, {state.unread} files that cannot be read, in {path}",
-            f"meter-agent spool verify {quoted} tells more; an adopter sets damage aside:"
-            f" meter-agent spool replay {quoted}",
+            f"`meter-agent spool verify {quoted}` tells more; an adopter sets damage aside:"
+            f" `meter-agent spool replay {quoted}`",
             ExitCode.BAD,
         )
     elif state.orphaned_events:
@@ -173,7 +173,7 @@ def _look_inside(path: Path) -> Iterator[Finding]:
             _SPOOL,
             f"{state.orphaned_events} events of dead processes wait in {path}, the oldest for"
             f" {ago(state.orphaned_seconds)}",
-            f"any agent there adopts them within a minute; else: meter-agent spool replay {quoted}",
+            f"an agent there adopts them in a minute; else `meter-agent spool replay {quoted}`",
         )
 
 
@@ -184,7 +184,7 @@ def check_dead_letter_file(config: Config) -> Finding:
         return warning(
             _LETTERS,
             "no file: what cannot be billed is counted and logged, and gone",
-            "export METER_AGENT_DEAD_LETTER_FILE=/var/lib/SERVICE/dead-letters.jsonl",
+            "`export METER_AGENT_DEAD_LETTER_FILE=/var/lib/SERVICE/dead-letters.jsonl`",
         )
     quoted = shlex.quote(str(path))
     if not os.path.lexists(path):
@@ -198,15 +198,15 @@ def check_dead_letter_file(config: Config) -> Finding:
         return failed(
             _LETTERS,
             f"{path} cannot be written by this user",
-            f"sudo chown {os.geteuid()} {quoted} && chmod 600 {quoted}",
+            f"`sudo chown {os.geteuid()} {quoted} && chmod 600 {quoted}`",
         )
     if status.st_size >= _NEARLY * FILE_BYTES_MAX:
         finding = failed if status.st_size >= FILE_BYTES_MAX - _MEBIBYTE else warning
         return finding(
             _LETTERS,
             f"{path} has {_size(status.st_size)}, and takes {_size(FILE_BYTES_MAX)} at most",
-            f"settle what is in it, or move it away with its notes: mv {quoted} {quoted}.old;"
-            f" mv {quoted}.resent {quoted}.old.resent",
+            f"settle what is in it, or move it away, with its notes if there are any: "
+            f"`mv {quoted} {quoted}.old`; `mv {quoted}.resent {quoted}.old.resent`",
         )
     return ok(_LETTERS, f"{path} can be written")
 
@@ -219,12 +219,12 @@ def _check_place_of(path: Path, *, spool: bool) -> Finding:
         return not_checked(_LETTERS, f"{path} goes with the spool")
     quoted = shlex.quote(str(folder))
     if folder.is_dir():
-        advice = f"sudo chown {os.geteuid()} {quoted}"
+        advice = f"`sudo chown {os.geteuid()} {quoted}`"
         return failed(_LETTERS, f"{path} cannot be made by this user", advice)
     return failed(
         _LETTERS,
         f"{path} cannot be made: {folder} is not a directory",
-        f"mkdir -p -m 700 {quoted}",
+        f"`mkdir -p -m 700 {quoted}`",
     )
 
 

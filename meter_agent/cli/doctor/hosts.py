@@ -138,12 +138,11 @@ class Hosts:
             return ok("clock", f"within {_SKEW_SECONDS_MAX:g} s of the other side")
         way = "ahead of" if certain > 0 else "behind"
         detail = f"this clock is {abs(certain):.0f} s {way} the other side"
-        advice = "set the clock, and keep it set: timedatectl set-ntp true"
+        advice = "set the clock, and keep it set: `timedatectl set-ntp true`"
         if self._config.sandbox_url is not None:
             advice = (
-                "put the sandbox's clock right: "
-                f'curl -s {self._config.sandbox_url}/_sandbox/clock -d \'{{"advance": '
-                f"{certain:.0f}}}'"
+                f"put the sandbox's clock right: `curl -s {self._config.sandbox_url}/_sandbox/clock"
+                f" -d '{{\"advance\": {certain:.0f}}}'`"
             )
         if certain >= TIMESTAMP_FUTURE_SECONDS_MAX:
             detail += f"; events {TIMESTAMP_FUTURE_SECONDS_MAX} s ahead are refused"
@@ -171,7 +170,7 @@ def _without_proxy(url: str) -> str:
     # The small spelling wins, where both are there.
     name = "no_proxy" if os.environ.get("no_proxy") else "NO_PROXY"
     others = os.environ.get(name)
-    return f"export {name}={others + ',' if others else ''}{urlsplit(url).hostname}"
+    return f"`export {name}={others + ',' if others else ''}{urlsplit(url).hostname}`"
 
 
 def _check_certificates(ca_bundle: str | None) -> Finding:
@@ -187,7 +186,7 @@ def _check_certificates(ca_bundle: str | None) -> Finding:
         return failed(
             "tls",
             f"{name}={ca_bundle}: {reason}",
-            f"name a file of PEM certificates, or: unset {name}",
+            f"name a file of PEM certificates, or `unset {name}`",
         )
     return ok("tls", f"certificates are verified, with those in {ca_bundle} ({name})")
 
@@ -196,15 +195,15 @@ def _advice(trouble: Trouble, url: str, sandbox_url: str | None) -> str:
     host = _netloc(url)
     if trouble == "tls":
         return (
-            "if something on the way inspects TLS, name its certificate: export"
-            " REQUESTS_CA_BUNDLE=/path/to/ca.pem; see also that this host's clock is right"
+            "if something on the way inspects TLS, name its certificate:"
+            " `export REQUESTS_CA_BUNDLE=/path/to/ca.pem`; see also that this host's clock is right"
         )
     if trouble == "proxy":
         variable = _proxy_variable(url)
         return f"correct {variable}, or go without it: {_without_proxy(url)}"
     if trouble == "name":
-        return f"correct the name, or the name server: getent hosts {urlsplit(url).hostname}"
+        return f"correct the name, or the name server: `getent hosts {urlsplit(url).hostname}`"
     if sandbox_url is not None:
         port = urlsplit(url).port or 80
-        return f"start the sandbox: meter-agent sandbox --port {port}"
-    return f"let this host connect to {host}, or name a proxy: export HTTPS_PROXY=http://..."
+        return f"start the sandbox: `meter-agent sandbox --port {port}`"
+    return f"let this host connect to {host}, or name a proxy: `export HTTPS_PROXY=http://...`"

@@ -27,7 +27,7 @@ def check_resend_window(config: Config) -> Finding:
         f"an event is sent again for {window / 3600:.2f} h, a request may take {request:g} s, and"
         " Stripe remembers identifiers for 24 h"
     )
-    advice = "unset METER_AGENT_RESEND_WINDOW_SECONDS for its default, 23 hours"
+    advice = "`unset METER_AGENT_RESEND_WINDOW_SECONDS` for its default, 23 hours"
     if left < 0:
         return failed("resend window", f"{detail}: one may be billed twice", advice)
     if left < _MARGIN_SECONDS:
@@ -65,7 +65,7 @@ def _check_gunicorn(config: Config, arguments: str) -> Finding:
             "process",
             f"gunicorn kills a worker after {graceful:g} s, and the agent may take {budget:g} s to"
             " deliver at its end",
-            f"export METER_AGENT_SHUTDOWN_TIMEOUT_SECONDS={graceful / 2:g}",
+            f"`export METER_AGENT_SHUTDOWN_TIMEOUT_SECONDS={graceful / 2:g}`",
         )
     worker = _option(words, "--worker-class", "-k") or "sync"
     if "uvicorn" in worker.lower():
@@ -87,7 +87,7 @@ def _check_uwsgi(environ: Mapping[str, str]) -> Finding:
         "process",
         "uWSGI stops the threads of an application, and with them the agent's, unless it is told"
         " otherwise; its files are not read here",
-        "export UWSGI_ENABLE_THREADS=true, or enable-threads = true in its file",
+        "`export UWSGI_ENABLE_THREADS=true`, or enable-threads = true in its file",
     )
 
 

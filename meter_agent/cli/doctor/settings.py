@@ -58,9 +58,8 @@ def _unknown(name: str, nearest: str | None) -> Finding:
     detail = f"{name} is no setting, and has no effect"
     if nearest is None:
         return warning(_SETTINGS, detail, f"`unset {name}`")
-    return warning(
-        _SETTINGS, detail, f"is {nearest} meant? Set that one instead, and `unset {name}`"
-    )
+    advice = f"is {nearest} meant? Set that one instead, and `unset {name}`"
+    return warning(_SETTINGS, detail, advice)
 
 
 def _advice(problem: str) -> str:
