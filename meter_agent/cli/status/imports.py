@@ -40,7 +40,7 @@ def imports_section(directory: Path) -> Section:
 def _line(each: dict[str, Any]) -> str:
     ledger = each["ledger"]
     counts = ", ".join(
-        f"{ledger[name]} {name.replace('_', '-')}"
+        f"{ledger.get(name, 0)} {name.replace('_', '-')}"
         for name in ("delivered", "dead_lettered", "uncertain", "rejected")
         if ledger.get(name) or name == "delivered"
     )
