@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -103,6 +104,26 @@ def _run_code(code: str) -> tuple[int, str, str]:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
     )
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("meter-agent s", ["plain,sandbox", "plain,send", "plain,spool"]),
+        ("meter-agent import --format p", ["plain,parquet"]),
+        ("meter-agent send --val", ["plain,--validate"]),
+        ("meter-agent import tra", ["file,tra"]),
+    ],
+)
+def test_a_shell_is_told_how_a_word_goes_on(words: str, expected: list[str]) -> None:
+    environ = {
+        **os.environ,
+        "_METER_AGENT_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    outcome = run(env=environ)
+    assert outcome.stdout.split() == expected
 
 
 def test_python_m_is_the_same_as_the_script() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import time
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 
 import pytest
 from rich.console import Console
@@ -12,9 +14,10 @@ from rich.console import Console
 from meter_agent import AuthenticationError, Stats, StreamUnavailableError
 from meter_agent.cli.exit_codes import ExitCode
 from meter_agent.cli.log_lines import warnings_said
+from meter_agent.cli.moments import MomentError, parse_moment
 from meter_agent.cli.patience import GaveUpError, Patience
 from meter_agent.cli.printing import Columns, ago, printable
-from meter_agent.cli.progress import progress
+from meter_agent.cli.progress import Pace, progress
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,42 @@ def test_columns_stand_below_each_other_and_what_is_wide_is_not_cut(
 )
 def test_what_is_printed_is_one_line_of_letters(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+# -- moments -------------------------------------------------------------------------------------
+
+MOMENT = datetime(2026, 1, 31, 12, 15, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        1_769_861_700,
+        1_769_861_700.0,
+        "1769861700",
+        " 1769861700.000 ",
+        Decimal(1769861700),
+        "2026-01-31T12:15:00Z",
+        "2026-01-31 13:15:00.0000000+01:00",
+        MOMENT,
+        MOMENT.astimezone(timezone(timedelta(hours=-8))),
+    ],
+)
+def test_a_moment_is_understood_as_people_write_it(given: object) -> None:
+    assert parse_moment(given, None) == MOMENT.timestamp()
+
+
+@pytest.mark.parametrize("given", ["2026-01-31T12:15:00", "2026-01-31", datetime(2026, 1, 31)])
+def test_a_moment_without_a_zone_is_none_until_there_is_one(given: object) -> None:
+    with pytest.raises(MomentError, match="names no time zone"):
+        parse_moment(given, None)
+    assert parse_moment(given, UTC) in {MOMENT.timestamp(), MOMENT.timestamp() - 12.25 * 3600}
+
+
+@pytest.mark.parametrize("given", ["soon", "", True, None, -5, 1e30, "9" * 20, "0001-01-01T00:00"])
+def test_what_is_no_moment_is_refused(given: object) -> None:
+    with pytest.raises(MomentError):
+        parse_moment(given, timezone(timedelta(hours=23)))
 
 
 # -- patience ------------------------------------------------------------------------------------
@@ -111,6 +150,16 @@ def test_without_a_terminal_there_is_a_line_now_and_then_and_one_at_the_end(
         shown.show(8, 8, "")
     lines = screen.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == ["0/8", "3/8", "8/8"]
+
+
+def test_the_pace_tells_rate_and_time_left_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    pace = Pace(completed=50_000)
+    assert pace.tell(50_000, 100_000) == "0/s"
+    now = 110.0
+    assert pace.tell(60_000, 100_000) == "1,000/s  0:00:40 left"
+    assert pace.tell(60_000, 7_260_000) == "1,000/s  2:00:00 left"
 
 
 def test_warnings_of_the_agent_are_lines_with_their_fields_and_end_with_the_command() -> None:

@@ -16,13 +16,14 @@ from meter_agent.sandbox import Fault, Meter, Sandbox
 from meter_agent.sandbox.server import SandboxServer
 
 from .processes import PATIENCE_SECONDS, run, started
+from .stalling import Stalling
 
 Send = Callable[..., Result]
 
 
 @pytest.fixture
-def stripe() -> Sandbox:
-    return Sandbox()
+def stripe() -> Stalling:
+    return Stalling()
 
 
 @pytest.fixture
@@ -138,11 +139,10 @@ def test_without_an_answer_it_is_uncertain_and_told_how_to_go_on(
     assert "within 24 hours, send it again with the same --identifier" in result.stderr
 
 
-def test_ctrl_c_ends_it_with_the_identifier_on_stdout(send: Send, stripe: Sandbox) -> None:
+def test_ctrl_c_ends_it_with_the_identifier_on_stdout(send: Send, stripe: Stalling) -> None:
     stripe.add_fault(Fault("hang", accept=True))
     with started("send", "tokens", "cus_1", "--identifier", "e1") as process:
-        while not stripe.totals()["accepted"]:
-            assert process.poll() is None
+        stripe.wait_until_stalled()
         process.send_signal(signal.SIGINT)
         output, talk = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, output) == (130, "e1  uncertain\n")

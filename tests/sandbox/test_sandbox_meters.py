@@ -189,6 +189,7 @@ def test_the_list_comes_in_pages_the_newest_first() -> None:
         seen += names(page)
         query, more = f"?starting_after={page['data'][-1]['id']}", page["has_more"]
     assert seen == [f"m{number:02d}" for number in reversed(range(25))]
+    assert listed(sandbox, "?limit=25")["has_more"] is False
     newer = listed(sandbox, f"?limit=3&ending_before={Meter('m10').id}")
     assert (names(newer), newer["has_more"]) == (["m13", "m12", "m11"], True)
     newest = listed(sandbox, f"?limit=3&ending_before={Meter('m22').id}")

@@ -14,9 +14,11 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+
+import click
 
 from meter_agent import Config
 from meter_agent.cli.importing.ledger import ImportLedger
@@ -193,7 +195,10 @@ def state_directory(given: Path | None) -> Path:
     if given is not None:
         return given
     base = os.environ.get("XDG_STATE_HOME", "")
-    home = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
+    try:
+        home = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
+    except RuntimeError:  # nobody's home
+        raise click.UsageError("where are journals to be kept? Name --state-dir") from None
     return home / "meter-agent" / "imports"
 
 
@@ -210,13 +215,29 @@ def destination_of(config: Config) -> str:
 
 
 def known_imports(directory: Path, destination: str) -> Iterator[Known]:
-    """Yield the imports to *destination* of which something was sent."""
+    """Yield the imports to *destination* of which something may have been sent."""
     for path in sorted(directory.glob(f"*-{destination[:8]}-*{_SUFFIX}")):
         with contextlib.suppress(OSError, ValueError, KeyError), path.open("rb") as file:
             header = json.loads(file.readline())["import"]
-            # A second line: a chunk was begun.
-            if header["destination"] == destination and file.readline().endswith(b"\n"):
+            if header["destination"] == destination and _has_sent(file):
                 yield Known(path, header)
+
+
+def _has_sent(notes: Iterable[bytes]) -> bool:
+    # Rows that were all rejected, because a column had the wrong name, keep nobody from trying
+    # again with the right one.
+    begun, recorded = False, 0
+    for line in notes:
+        if not line.endswith(b"\n"):
+            break  # torn by a crash
+        try:
+            note = json.loads(line)
+        except ValueError:
+            return True  # who knows
+        if "ended" in note:
+            recorded = note["ledger"]["recorded"]
+        begun = "begun" in note or (begun and not note.keys() & {"ended", "withdrawn"})
+    return begun or recorded > 0
 
 
 def _digest(text: str) -> str:

@@ -14,9 +14,7 @@ class Verdict(NamedTuple):
     fix: str
 
 
-_PAYLOAD_KEYS = (
-    "`METER_AGENT_PAYLOAD_KEYS` (for single event names) or `METER_AGENT_{}_KEY` (for all)"
-)
+_PAYLOAD_KEYS = "METER_AGENT_PAYLOAD_KEYS (for single event names) or METER_AGENT_{}_KEY (for all)"
 
 # Codes and conditions: Stripe's OpenAPI description of `POST /v2/billing/meter_events` and its
 # guide to recording usage; the times are in the description of `timestamp`.

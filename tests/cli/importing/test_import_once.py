@@ -18,9 +18,9 @@ from meter_agent._event import format_timestamp
 from meter_agent.cli.importing import file_import
 from meter_agent.cli.importing.journal import destination_of
 from meter_agent.sandbox import Fault, Sandbox
-from meter_agent.sandbox._reply import Reply
 
 from ..processes import PATIENCE_SECONDS, run, started
+from ..stalling import Stalling
 from .conftest import TOKENS, Importer, numbers
 
 DAY = 86_400.0
@@ -34,22 +34,6 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def total(count: int, first: int = 1) -> dict[str, dict[str, str]]:
     return {"tokens": {"cus_1": str(sum(range(first, first + count)))}}
-
-
-class Stalling(Sandbox):
-    """A Stripe that takes everything in and, from some event on, acknowledges nothing."""
-
-    stall_at = 10**9
-
-    def handle(self, method: str, path: str, headers: Any, body: bytes) -> Reply:
-        if not self.faults and self.totals()["accepted"] >= self.stall_at:
-            self.add_fault(Fault("hang", accept=True))
-        return super().handle(method, path, headers, body)
-
-    def go_on(self) -> None:
-        """Acknowledge again."""
-        self.stall_at = 10**9
-        self.clear_faults()
 
 
 @pytest.fixture
@@ -71,9 +55,7 @@ def killed(importer: Importer, stripe: Stalling) -> Callable[..., Path]:
             "from meter_agent.__main__ import main; main()"
         )
         with started_code(code) as process:
-            while not stripe.faults or stripe.totals()["accepted"] < 200:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.01)
+            stripe.wait_until_stalled()
             process.kill()
         stripe.go_on()
         return file
@@ -156,6 +138,14 @@ def test_other_options_for_the_same_meter_are_refused_unless_it_is_meant(
     assert importer.billed() == {"tokens": {"cus_1": "10"}}
     assert importer(file, *other, "--in-addition").status == 0
     assert importer.billed() == {"tokens": {"cus_1": "13"}}
+
+
+def test_rows_that_were_all_rejected_keep_nobody_from_trying_again(importer: Importer) -> None:
+    file = importer.file("a.jsonl", '{"n": 4}\n{"n": 6}\n')
+    wrong = importer(file, "--event", "tokens", "--customer", "cus_1", "--map", "value=m")
+    assert wrong.books() == {"rows": 2, "rejected": 2}
+    assert importer(file, *TOKENS).status == 0
+    assert importer.billed() == {"tokens": {"cus_1": "10"}}
 
 
 def test_a_file_that_has_grown_is_refused_unless_it_is_meant(importer: Importer) -> None:
@@ -315,9 +305,7 @@ def test_ctrl_c_ends_it_cleanly_and_resume_goes_on(importer: Importer, stripe: S
     stripe.stall_at = 11_000
     command = importer.command(file, *TOKENS, "--json")
     with started(*command) as process:
-        while not stripe.faults:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+        stripe.wait_until_stalled()
         process.send_signal(signal.SIGINT)
         output, talk = process.communicate(timeout=PATIENCE_SECONDS)
     report = json.loads(output)
@@ -355,10 +343,8 @@ def test_a_damaged_journal_is_told(importer: Importer, killed: Callable[..., Pat
 def test_only_one_process_imports_a_file_at_a_time(importer: Importer, stripe: Stalling) -> None:
     file = importer.file("a.csv", numbers(150))
     stripe.stall_at = 0
-    with started(*importer.command(file, *TOKENS)) as process:
-        while not stripe.faults:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+    with started(*importer.command(file, *TOKENS)):
+        stripe.wait_until_stalled()
         outcome = importer(file, *TOKENS)
     assert outcome.status == 2
     assert "is being imported by another process" in outcome.talk

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import stat
 import subprocess
 import sys
@@ -52,6 +54,7 @@ def test_rate_limits_and_cut_connections_change_no_total(
         stripe.add_fault(fault)
     outcome = importer(importer.file("a.csv", numbers(2500)), *TOKENS)
     assert outcome.status == 0
+    assert re.search(r"^2500/2500 settled: [\d,]+/s  0:00:00 left  del", outcome.talk, re.MULTILINE)
     assert outcome.books() == {"rows": 2500, "recorded": 2500, "delivered": 2500}
     assert importer.billed() == total(2500)
     assert stripe.totals()["duplicates"] > 0
@@ -197,15 +200,18 @@ def test_json_lines_that_are_none_are_told(importer: Importer) -> None:
         "[" * 100_000,
         '{"n": "' + "7" * LINE_CHARACTERS_MAX + '"}',
         '{"n": 8.000000000001}',
+        '{"n": 9.00000000000000000001}',
     ]
     outcome = importer(importer.file("a.jsonl", "\n".join(lines)), *TOKENS)
-    assert outcome.books() == {"rows": 11, "recorded": 3, "delivered": 3, "rejected": 8}
+    assert outcome.books() == {"rows": 12, "recorded": 3, "delivered": 3, "rejected": 9}
     assert importer.billed() == {"tokens": {"cus_1": "15.000000000001"}}
     written = Path(outcome.report["rejects"]).read_text().splitlines()
     told = [json.loads(line) for line in written]
     assert "unreadable" in told[0]
     assert told[2] == {"rejected_because": "its 'n' is empty, which is the value", "m": 4}
     assert "bool, NaN" in told[4]["rejected_because"]
+    assert "must be exact in 15 digits" in told[-1]["rejected_because"]
+    assert written[-1].endswith('"n": 9.00000000000000000001}')
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
@@ -280,9 +286,9 @@ def test_a_resume_writes_to_the_rejects_of_before(importer: Importer, stripe: Sa
 
 
 def test_memory_does_not_grow_with_the_file(importer: Importer) -> None:
-    measured = {rows: peak_of_dry_run(importer, rows) for rows in (12_000, 100_000)}
+    measured = {rows: peak_of_dry_run(importer, rows) for rows in (10_000, 100_000)}
     # 100 000 rows held in memory would take 60 MiB more.
-    assert measured[100_000] - measured[12_000] < 16 * 1024
+    assert measured[100_000] - measured[10_000] < 16 * 1024
 
 
 def peak_of_dry_run(importer: Importer, rows: int) -> int:
@@ -298,7 +304,13 @@ def peak_of_dry_run(importer: Importer, rows: int) -> int:
         "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=45, check=True
+        [sys.executable, "-c", code],
+        # Unmeasured: the measuring tool takes memory of its own, and most of the time.
+        env={name: text for name, text in os.environ.items() if not name.startswith("COVERAGE_")},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
     )
     *_, summary, peak = done.stdout.splitlines()
     assert f"{rows} rows: {rows} would be sent" in summary
