@@ -22,7 +22,7 @@ from typing import Any
 
 from meter_agent._batch import Batch
 from meter_agent._event_buffer import NEVER, EventBuffer, Record, copied
-from meter_agent._identifier import draw_prefix, identifier_prefix
+from meter_agent._identifier import draw_prefix, identifier_prefix, identifiers
 from meter_agent._ledger import Counts, DropReason, Outcome
 from meter_agent._runtime import Doorbell, Runtime
 
@@ -291,11 +291,9 @@ class RingBuffer(EventBuffer):
 
     def recorded(self, batch: Batch) -> Sequence[tuple[str, Any]]:
         """Return each event of *batch* as it was recorded, with the identifier minted for it."""
-        prefix, position = self._prefix, batch.position
-        return [
-            (f"{prefix}{position + place:012x}", event)
-            for place, event in enumerate(batch.events or ())
-        ]
+        events = batch.events or ()
+        names = identifiers(self._prefix, batch.position, len(events))
+        return list(zip(names, events, strict=True))
 
     # -- positions, counts, the end ------------------------------------------------------------
 
@@ -319,34 +317,19 @@ class RingBuffer(EventBuffer):
             taken = self._taken + self._evicted
             return min((batch.floor for batch in self._in_flight), default=taken) >= line
 
-    def counts(self, read_more: Callable[[], None] | None = None) -> Counts:
-        """Return the whole account at one moment; *read_more* runs at the same moment."""
-        counts = Counts()
-        with self._lock:
-            refused = {reason: tally.read() for reason, tally in self._refused.items()}
-            # Once: an append may happen beside us, and both sides must see the same length.
-            waiting = len(self._events)
-            counts.buffered = waiting
-            counts.in_flight = sum(batch.size for batch in self._in_flight)
-            counts.settled = dict(self._settled)
-            counts.recorded = self._taken + self._evicted + waiting + sum(refused.values())
-            refused[DropReason.OVERFLOW] += self._evicted
-            refused[DropReason.SHUTDOWN] += self._settled[Outcome.SHUTDOWN]
-            counts.dropped = {reason.value: count for reason, count in refused.items() if count}
-            counts.oldest_recorded_at = self._oldest_held()
-            if read_more is not None:
-                read_more()
-        return counts
+    def _add_counts(self, counts: Counts, dropped: dict[DropReason, int]) -> None:
+        # Once: an append may happen beside us, and both sides must see the same length.
+        waiting = len(self._events)
+        counts.buffered = waiting
+        counts.recorded += self._taken + self._evicted + waiting
+        dropped[DropReason.OVERFLOW] += self._evicted
 
-    def _oldest_held(self) -> float | None:
-        held = [
-            batch.events[0][0] if batch.events else batch.open[0].recorded_at
-            for batch in self._in_flight
-            if batch.events or batch.open
-        ]
-        if self._events:
-            held.append(self._events[0][0])
-        return min(held, default=None)
+    def _recorded_at(self, recorded: Any) -> float:
+        recorded_at: float = recorded[0]
+        return recorded_at
+
+    def _oldest_waiting(self) -> float | None:
+        return self.oldest_recorded_at
 
     def refuse(self, reason: DropReason) -> None:
         """Let nothing more in; *reason* is what later calls are counted under."""

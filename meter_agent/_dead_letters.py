@@ -10,7 +10,6 @@ The file never grows beyond 256 MiB. From then on letters are still counted, log
 from __future__ import annotations
 
 import enum
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -76,6 +75,8 @@ class DeadLetter:
 
     def to_json(self) -> str:
         """Return the line of the dead-letter file."""
+        import json  # noqa: PLC0415 - letters are rare, and it costs 3 ms
+
         return json.dumps(asdict(self) | {"uncertain": self.uncertain}, separators=(",", ":"))
 
 
@@ -90,6 +91,8 @@ def letter_of(
     request_id: str | None = None,
 ) -> DeadLetter:
     """Return the letter of an event that had its wire form; times are unix seconds."""
+    import json  # noqa: PLC0415
+
     return DeadLetter(
         event=json.loads(event.body),
         reason=reason.value,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,7 +13,7 @@ from meter_agent._agent import MeterAgent, refusing
 from meter_agent._config import Config
 from meter_agent._event_buffer import Record
 from meter_agent._ledger import DropReason, Stats
-from meter_agent._log import write
+from meter_agent._log import ERROR, write
 from meter_agent.exceptions import ConfigError
 
 __all__ = ["close", "configure", "flush", "get_agent", "record", "reopen", "stats"]
@@ -152,7 +151,7 @@ def _agent_or_refusal() -> MeterAgent:
         _default.record = agent.record
     # Outside the lock: a logging handler may record, in a thread that holds the handler's own lock.
     if _default.wrong is not None:
-        write("meter_agent.not_configured", logging.ERROR, error=str(_default.wrong))
+        write("meter_agent.not_configured", ERROR, error=str(_default.wrong))
     else:
         agent._pipeline.tell_unknown_variables()  # noqa: SLF001
     return agent

@@ -14,7 +14,6 @@ When the agent closes before that, what is left stays open in the batch.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -25,7 +24,7 @@ from meter_agent._batch import Batch
 from meter_agent._dead_letters import DeadLetterReason
 from meter_agent._event import TIMESTAMP_PAST_SECONDS_MAX, MeterEvent
 from meter_agent._ledger import Outcome, Traffic
-from meter_agent._log import EventLog
+from meter_agent._log import ERROR, INFO, WARNING, EventLog
 from meter_agent._pace import Pace
 from meter_agent._runtime import Runtime
 from meter_agent._session import SessionCache
@@ -133,7 +132,7 @@ class Delivery:
             part = self._set_aside_too_old(batch, part, settle)
             if not part:
                 continue
-            answer: Answer | None = self._retrying(self._attempt, batch, part)
+            answer = self._attempt_until_final(batch, part)
             if answer is None:
                 return
             if answer.verdict is Verdict.TOO_OLD:
@@ -176,7 +175,7 @@ class Delivery:
         self._traffic.splits.up()
         self._log.say(
             "meter_agent.batch_split",
-            logging.INFO,
+            INFO,
             events=len(part),
             code=answer.code,
             request_id=answer.request_id,
@@ -209,7 +208,20 @@ class Delivery:
     def _horizon(self) -> float:
         return self._runtime.clock.time() - TIMESTAMP_PAST_SECONDS_MAX
 
-    # -- one attempt ---------------------------------------------------------------------------
+    # -- attempts ------------------------------------------------------------------------------
+
+    def _attempt_until_final(self, batch: Batch, part: list[MeterEvent]) -> Answer | None:
+        # None: the agent closes.
+        first = self._attempt(batch, part)
+        if first is None or not _again(first):
+            return first  # nearly always, and tenacity's bookkeeping costs as much as 30 events
+        answers = [first]
+
+        def attempt() -> Answer | None:
+            return answers.pop() if answers else self._attempt(batch, part)
+
+        last: Answer | None = self._retrying(attempt)
+        return last
 
     def _attempt(self, batch: Batch, part: list[MeterEvent]) -> Answer | None:
         # None: the agent closes.
@@ -297,7 +309,7 @@ class Delivery:
         if answer.verdict is not Verdict.SESSION_EXPIRED:
             self._log.say(
                 "meter_agent.credentials_refused" if refused else "meter_agent.request_failed",
-                logging.ERROR if refused else logging.WARNING,
+                ERROR if refused else WARNING,
                 error=answer.message,
                 status=answer.status,
                 request_id=answer.request_id,

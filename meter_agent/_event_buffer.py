@@ -15,6 +15,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 from meter_agent._batch import Batch
@@ -26,6 +27,7 @@ __all__ = ["NEVER", "EventBuffer", "Record", "copied"]
 
 NEVER = sys.maxsize
 _LOOK_AGAIN_SECONDS = 0.001
+_TIMESTAMP = attrgetter("timestamp")
 _MADV_WIPEONFORK = 18  # Linux 4.14; Python has no name for it
 
 
@@ -243,7 +245,7 @@ class EventBuffer(ABC):
                 return False
             batch.events = None
             batch.open = events
-            batch.oldest_timestamp = min((event.timestamp for event in events), default=0.0)
+            batch.oldest_timestamp = min(map(_TIMESTAMP, events), default=0.0)
             batch.claim = batch.size - len(events), Outcome.DEAD_LETTERED
             return True
 
@@ -268,8 +270,10 @@ class EventBuffer(ABC):
 
     # -- care, for buffers that keep events outside memory -----------------------------------
 
-    adoptions = 0
-    """How often what dead processes left has been looked for and taken over."""
+    @property
+    def adoptions(self) -> int:
+        """How often what dead processes left has been looked for and taken over."""
+        return 0
 
     def tend(self) -> None:  # noqa: B027 - most buffers want nothing
         """Do what a buffer wants to have done now and then, in a sender thread."""
@@ -302,9 +306,42 @@ class EventBuffer(ABC):
     def is_settled(self, line: Any) -> bool:
         """Whether every event before *line* has ended."""
 
-    @abstractmethod
     def counts(self, read_more: Callable[[], None] | None = None) -> Counts:
         """Return the whole account at one moment; *read_more* runs at the same moment."""
+        counts = Counts()
+        with self._lock:
+            dropped = {reason: tally.read() for reason, tally in self._refused.items()}
+            counts.recorded = sum(dropped.values())
+            counts.in_flight = sum(batch.size for batch in self._in_flight)
+            counts.settled = dict(self._settled)
+            dropped[DropReason.SHUTDOWN] += self._settled[Outcome.SHUTDOWN]
+            self._add_counts(counts, dropped)
+            counts.dropped = {reason.value: count for reason, count in dropped.items() if count}
+            counts.oldest_recorded_at = self._oldest_held()
+            if read_more is not None:
+                read_more()
+        return counts
+
+    @abstractmethod
+    def _add_counts(self, counts: Counts, dropped: dict[DropReason, int]) -> None:
+        """Add what waits and how it came, and what this kind of buffer has dropped."""
+
+    def _oldest_held(self) -> float | None:
+        held = [
+            self._recorded_at(batch.events[0]) if batch.events else batch.open[0].recorded_at
+            for batch in self._in_flight
+            if batch.events or batch.open
+        ]
+        waiting = self._oldest_waiting()
+        return min(held if waiting is None else (*held, waiting), default=None)
+
+    @abstractmethod
+    def _recorded_at(self, recorded: Any) -> float:
+        """Return when an event was recorded, in wall-clock seconds."""
+
+    @abstractmethod
+    def _oldest_waiting(self) -> float | None:
+        """Return when the oldest waiting event was recorded, in wall-clock seconds."""
 
     @abstractmethod
     def refuse(self, reason: DropReason) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
-from meter_agent._log import write
+from meter_agent._log import ERROR, write
 from meter_agent._runtime import SystemRuntime
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "unregister",
 ]
 
-_ERROR = 40
 _CHILD_EXIT_PRIORITY = 10
 
 
@@ -173,7 +172,7 @@ def _install_sigterm() -> None:
     if threading.current_thread() is not threading.main_thread():
         write(
             "meter_agent.sigterm_not_handled",
-            _ERROR,
+            ERROR,
             advice="construct the agent in the main thread",
         )
         return

@@ -10,12 +10,20 @@ structlog is imported at the first line that somebody listens to: it costs 150 m
 
 from __future__ import annotations
 
-import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meter_agent._runtime import Runtime
 
-__all__ = ["LOG_EVENTS", "EventLog"]
+if TYPE_CHECKING:
+    import logging
+
+__all__ = ["DEBUG", "ERROR", "INFO", "LOG_EVENTS", "WARNING", "EventLog"]
+
+# The levels of logging, which is imported with the first line: it costs 6 ms.
+DEBUG: Final = 10
+INFO: Final = 20
+WARNING: Final = 30
+ERROR: Final = 40
 
 _LOGGER_NAME = "meter_agent"
 _INTERVAL_SECONDS = 30.0
@@ -65,9 +73,7 @@ class EventLog:
             while self._writing and (left := deadline - self._runtime.monotonic()) > 0:
                 self._lock.wait(left)
 
-    def say(
-        self, event: str, /, level: int = logging.WARNING, *, key: str = "", **fields: Any
-    ) -> bool:
+    def say(self, event: str, /, level: int = WARNING, *, key: str = "", **fields: Any) -> bool:
         """Write *event* now, or count it when the same (event, *key*) was written just before.
 
         Returns whether it was written.
@@ -101,6 +107,8 @@ class EventLog:
 
 def write(event: str, level: int, **fields: Any) -> None:
     """Write one line, whatever was written before. Never raises."""
+    import logging  # noqa: PLC0415 - see the levels
+
     logger = logging.getLogger(_LOGGER_NAME)
     if not logger.handlers:
         # As the logging HOWTO asks of libraries: without it, an application that configured no

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,9 @@ from meter_agent._event_buffer import EventBuffer, Record
 from meter_agent._flusher import Flusher, Work
 from meter_agent._imports import forget_unfinished
 from meter_agent._ledger import DropReason, Outcome, Stats, Traffic
-from meter_agent._log import EventLog, write
+from meter_agent._log import ERROR, INFO, WARNING, EventLog, write
 from meter_agent._pace import Pace
 from meter_agent._runtime import Runtime
-from meter_agent._session import SessionCache
 from meter_agent.exceptions import ConfigError, MeterAgentError
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ Callbacks = tuple[
 
 _ANNOUNCE_SECONDS = 0.2
 _LAST_LINE_SECONDS = 0.4
+_STEP_BACK_SECONDS = 0.01
 
 
 class Pipeline:
@@ -131,8 +131,7 @@ class Pipeline:
             base_seconds=config.retry_base_seconds,
             max_seconds=config.retry_max_seconds,
         )
-        self._sessions = SessionCache(runtime, log=self._log)
-        self._body_limit: Any = None
+        self._shared: dict[str, Any] = {}
         self._flusher = Flusher(
             runtime,
             buffer=self._buffer,
@@ -156,15 +155,20 @@ class Pipeline:
 
     def _open_work(self) -> Work:
         # In the sender thread: requests, tenacity and ssl cost 200 ms to import, which the
-        # application's thread does not pay.
+        # application's thread does not pay. The `record()` that has started this thread wants the
+        # interpreter lock back first, which imports do not give away for 5 ms at a time.
+        if "requests" not in sys.modules:
+            self._runtime.doorbell().wait(_STEP_BACK_SECONDS)
         from meter_agent._delivery import BodyLimit, Delivery  # noqa: PLC0415
         from meter_agent._sender import Sender  # noqa: PLC0415
+        from meter_agent._session import SessionCache  # noqa: PLC0415
         from meter_agent._transport import preload  # noqa: PLC0415
 
         preload()
         config, runtime = self._config, self._runtime
-        if self._body_limit is None:
-            self._body_limit = BodyLimit(config.batch_size)
+        # `setdefault`, one step: all senders share what the first of them made.
+        sessions = self._shared.setdefault("sessions", SessionCache(runtime, log=self._log))
+        body_limit = self._shared.setdefault("body limit", BodyLimit(config.batch_size))
         stream = open_stream(
             config,
             runtime,
@@ -175,10 +179,10 @@ class Pipeline:
         delivery = Delivery(
             runtime,
             stream=stream,
-            sessions=self._sessions,
+            sessions=sessions,
             pace=self._pace,
             attempts=self._buffer,
-            body_limit=self._body_limit,
+            body_limit=body_limit,
             traffic=self._traffic,
             log=self._log,
             on_error=self._tell_error,
@@ -387,16 +391,12 @@ class Pipeline:
             try:
                 callback(argument)
             except BaseException as error:  # noqa: BLE001 - SystemExit would end the sender thread
-                self._log.say(
-                    "meter_agent.callback_failed", logging.ERROR, error=type(error).__name__
-                )
+                self._log.say("meter_agent.callback_failed", ERROR, error=type(error).__name__)
 
         return call
 
     def _tell_death(self, error: BaseException) -> None:
-        self._log.say(
-            "meter_agent.sender_died", logging.ERROR, error=f"{type(error).__name__}: {error}"
-        )
+        self._log.say("meter_agent.sender_died", ERROR, error=f"{type(error).__name__}: {error}")
 
     def _tell_error(self, error: MeterAgentError) -> None:
         # An outage is when drops happen, and when no batch is begun that could report them.
@@ -418,7 +418,7 @@ class Pipeline:
         lost = stats.dropped_total + stats.uncertain + stats.buffered
         write(
             "meter_agent.closed",
-            logging.WARNING if lost else logging.INFO,
+            WARNING if lost else INFO,
             recorded=stats.recorded,
             recovered=stats.recovered,
             delivered=stats.delivered,

@@ -165,6 +165,22 @@ class Segment:
 
         return write
 
+    def seal(self) -> None:
+        """Let nothing more in, not even a write that was held up on its way to the mapping.
+
+        Without this, a thread that a profiler stops between its look at the gate and its write
+        could come when everything has been counted, and the file is about to go.
+        """
+        if self.sealed:
+            return
+        end = self._data.tell()
+        self._data.seek(self.bytes)
+        # What a handler wrote between these two is in there, intact.
+        while step := form.record_bytes(self._data, end, self.bytes):
+            end += step
+        self._end = end
+        self.sealed = True
+
     def written_through(self) -> int:
         """Return where the next record will begin."""
         return self._data.tell() if self._end is None else self._end
@@ -258,8 +274,15 @@ class Segment:
         By `fsync`, which writes what was changed through the mapping as well, and gives the
         interpreter lock away meanwhile; `mmap.flush()` keeps it for as long as the disk takes.
         """
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
+        descriptor = self._descriptor
+        if descriptor is None:
+            return
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            # Its last event may have ended beside us, and the file is gone.
+            if self._descriptor is not None:
+                raise
 
     def look_whether_it_outlives(self) -> None:
         """Find out whether the file is still there."""

@@ -8,11 +8,10 @@ between the server's clock and ours.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from meter_agent._answer import Answer, Grant
-from meter_agent._log import EventLog
+from meter_agent._log import DEBUG, EventLog
 from meter_agent._runtime import Runtime
 
 __all__ = ["SessionCache"]
@@ -95,7 +94,7 @@ class SessionCache:
         if isinstance(outcome, Grant):
             self._log.say(
                 "meter_agent.session_opened",
-                logging.DEBUG,
+                DEBUG,
                 lifetime_seconds=outcome.lifetime_seconds,
             )
         assert result is not None  # noqa: S101 - None only while an exception passes through

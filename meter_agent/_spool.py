@@ -17,10 +17,7 @@ own, and senders take from both in turn.
 
 from __future__ import annotations
 
-import logging
-import mmap
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from json.encoder import encode_basestring as _quote
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -29,50 +26,22 @@ from meter_agent import _spool_format as form
 from meter_agent._batch import Batch
 from meter_agent._event import EventTuple, MeterEvent
 from meter_agent._event_buffer import NEVER, EventBuffer, Record, copied
-from meter_agent._identifier import draw_prefix
 from meter_agent._ledger import Counts, DropReason, Outcome
 from meter_agent._runtime import Runtime
 from meter_agent._segment import Segment
+from meter_agent._segment_line import SegmentLine
+from meter_agent._segment_supply import SegmentSupply
 from meter_agent._spool_body import decode, encode_anyhow, recorded_at
-from meter_agent._spool_directory import SpoolDirectory, SpoolFullError
+from meter_agent._spool_care import SpoolCare
+from meter_agent._spool_directory import SpoolDirectory
+from meter_agent._spool_troubles import SpoolTroubles
+from meter_agent._written_line import WrittenLine
 
 __all__ = ["SpoolBuffer"]
 
-SEGMENT_BYTES_MIN = 64 * 1024
-SEGMENT_BYTES_MAX = 4 * 1024 * 1024
-ADOPT_SECONDS = 30.0
-_ADOPTED_SEGMENTS_MAX = 64  # at a time, with two descriptors each
-_RETRY_DISK_SECONDS = 5.0
-_RETRY_FULL_SECONDS = 0.25
+_WAKE_AGAIN_SECONDS = 0.25
 _NAME_CHARACTERS_MAX = 100
-_MEMORY_BYTES_PER_EVENT = 256
-_USUAL_RECORD_BYTES = 80
 _RECORD_HEAD = form.RECORD_HEAD.pack
-
-
-def _no_room(_record: bytes) -> int:
-    raise ValueError
-
-
-def _nowhere() -> int:
-    return 0
-
-
-class _Gate:
-    """Where `record()` writes to, and how far before it looks up from its fast path."""
-
-    __slots__ = ("alarm", "tell", "write")
-
-    alarm: int
-    tell: Callable[[], int]
-    write: Callable[[bytes], int]
-
-    def __init__(self) -> None:
-        self.shut()
-
-    def shut(self) -> None:
-        """Every write finds no room."""
-        self.write, self.tell, self.alarm = _no_room, _nowhere, NEVER
 
 
 class _Place(NamedTuple):
@@ -82,17 +51,6 @@ class _Place(NamedTuple):
     offset: int
     body: bytes
     mark: int
-
-
-class _Own(NamedTuple):
-    """The segments that this process writes, replaced as a whole."""
-
-    line: tuple[Segment, ...] = ()
-    """In the order of their making; the last one is written to."""
-    gone: int = 0
-    """Events of segments that have left the line."""
-    evicted: int = 0
-    """Those of them that were evicted."""
 
 
 class Line(NamedTuple):
@@ -140,62 +98,54 @@ class SpoolBuffer(EventBuffer):
             wake=wake,
             on_fork=on_fork,
         )
-        self._directory = directory
         self._check = check
-        self._segment_bytes_max = max(SEGMENT_BYTES_MIN, min(SEGMENT_BYTES_MAX, bytes_max // 8))
-        self._memory_bytes_max = max(SEGMENT_BYTES_MIN, memory_events * _MEMORY_BYTES_PER_EVENT)
-        self._sync_seconds = sync_seconds
-        self._say = say
-        self._gate = _Gate()
-        self._own: _Own = _Own()
-        self._recovered_line: deque[Segment] = deque()
-        self._prepared: Segment | None = None
+        self._troubles = SpoolTroubles(say, directory.path)
+        self._supply = SegmentSupply(
+            runtime,
+            directory,
+            self._troubles,
+            bytes_max=bytes_max,
+            memory_events=memory_events,
+        )
+        self._own = WrittenLine(self._supply)
+        self._adopted = SegmentLine(self._supply)
+        self._care = SpoolCare(
+            runtime,
+            directory,
+            own=self._own,
+            adopted=self._adopted,
+            supply=self._supply,
+            troubles=self._troubles,
+            sync_seconds=sync_seconds,
+            progress=self._progress,
+            is_open=lambda: self._refusal is None,
+        )
         self._start_over()
 
     def _start_over(self) -> None:
-        self._gate.shut()
+        self._own.start_over()
         super()._start_over()
-        for segment in (*self._line, *self._recovered_line, self._prepared):
-            if segment is not None:
-                segment.release()  # in a child of fork: the parent's lock is not touched by this
-        self._own = _Own()
-        self._recovered_line.clear()
-        self._prepared = None
-        self._next_bytes = SEGMENT_BYTES_MIN
-        self._recorded_before = 0
-        self._recovered = 0
-        self._more_orphans = False
+        self._adopted.start_over()
+        self._supply.start_over()
+        self._troubles.start_over()
+        self._marked = 0
         self._damaged = 0
-        self._quarantined = 0
         self._kept = 0
-        self._troubles = 0
-        self.adoptions = 0
-        self._told: deque[tuple[str, dict[str, Any]]] = deque(maxlen=100)
-        self._disk_rests_until = self._full_until = float("-inf")
+        self._care.start_over(self._lock)
         self._next_wake_at = float("-inf")
-        self._next_adoption_at = self._synced_at = float("-inf")
-        self._synced = 0
-        self._recovered_turn = False
-        # A deque, because `pop` is one step: one sender at a time.
-        self._turn = deque([True])
+        self._adopted_turn = False
         # The door comes last: from here on events are ours.
         self._door[0] = 1 if self._refusal is None else 0
         # Only now: another thread of a child would take what is half made for its own.
         self._process_id = self._runtime.process_id()
 
-    @property
-    def _line(self) -> tuple[Segment, ...]:
-        return self._own.line
-
-    @property
-    def _recorded(self) -> int:
-        own = self._own
-        return own.gone + sum(segment.counted for segment in own.line)
+    def _progress(self) -> object:
+        return self._own.counted, self._marked
 
     # -- the caller's side ---------------------------------------------------------------------
 
     def recorder(self) -> Record:
-        door, gate, clock = self._door, self._gate, self._runtime.clock
+        door, gate, clock = self._door, self._own.gate, self._runtime.clock
         look_up, enter, encode = self._look_up, self._enter, self._encode
 
         def record(
@@ -234,11 +184,16 @@ class SpoolBuffer(EventBuffer):
                 written = door[0] and gate.write(record)
             except ValueError:
                 written = 0
-            if written:
-                if gate.tell() >= gate.alarm:
-                    look_up()
-                return True
-            return enter(record)
+            if not written:
+                return enter(record)
+            try:
+                due = gate.tell() >= gate.alarm
+            except ValueError:
+                # Held up here, by a profiler perhaps, until the segment had been delivered.
+                due = True
+            if due:
+                look_up()
+            return True
 
         return record
 
@@ -250,7 +205,7 @@ class SpoolBuffer(EventBuffer):
     def _look_up(self) -> None:
         # After the append, outside every lock, perhaps in a signal handler. The wish is taken down
         # first and the bell rung second, so that whoever wakes can utter it anew.
-        self._gate.alarm = NEVER
+        self._own.gate.alarm = NEVER
         self._wake()
 
     def _enter(self, record: bytes) -> bool:
@@ -261,7 +216,7 @@ class SpoolBuffer(EventBuffer):
             return self._refuse()
         if self._lock._is_owned():  # noqa: SLF001
             # A signal handler or `__del__` interrupted this very thread while it makes room.
-            return self._try_write(record) or self._refuse()
+            return self._own.gate.try_write(record) or self._refuse()
         entered = self._enter_in_turn(record)
         if not entered and self._overflow == "block":
             self._wake()
@@ -270,24 +225,27 @@ class SpoolBuffer(EventBuffer):
         if entered or now >= self._next_wake_at:
             # A segment was begun, and the next one wants to be prepared. Also now and then when
             # there is no room: no thread could be started before, perhaps.
-            self._next_wake_at = now + _RETRY_FULL_SECONDS
+            self._next_wake_at = now + _WAKE_AGAIN_SECONDS
             self._wake()
         return entered or self._refuse()
-
-    def _try_write(self, record: bytes) -> bool:
-        try:
-            return bool(self._gate.write(record))
-        except ValueError:
-            return False
 
     def _enter_in_turn(self, record: bytes) -> bool:
         with self._lock:
             while self._refusal is None:
-                if self._try_write(record):
+                if self._own.gate.try_write(record):
                     return True
-                if not self._begin_segment(form.HEADER_BYTES + len(record)) and not self._evict():
+                if not self._make_room(form.HEADER_BYTES + len(record)):
                     return False
             return False
+
+    def _make_room(self, bytes_min: int) -> bool:
+        # Called with the lock held.
+        if self._own.begin(bytes_min, self._lock):
+            return True
+        if self._overflow != "drop_oldest":
+            return False
+        # What was adopted is the oldest, but a disk that fails has no use for its room.
+        return (self._supply.makes_files and self._adopted.evict()) or self._own.evict()
 
     def _enter_after_waiting(self, record: bytes) -> bool:
         deadline = self._runtime.monotonic() + self._block_timeout_seconds
@@ -298,7 +256,7 @@ class SpoolBuffer(EventBuffer):
             entered = self._enter_in_turn(record)
             left = deadline - self._runtime.monotonic()
             if not entered and left > 0:
-                bell.wait(min(left, _RETRY_FULL_SECONDS))
+                bell.wait(min(left, _WAKE_AGAIN_SECONDS))
             try:
                 self._waiting.remove(bell)
             except ValueError:
@@ -307,137 +265,12 @@ class SpoolBuffer(EventBuffer):
                 return entered
         return False
 
-    # -- segments ------------------------------------------------------------------------------
-
-    def _begin_segment(self, bytes_min: int) -> bool:
-        # Called with the lock held. False: there is no room for another one.
-        unfit = self._prepared
-        if unfit is not None and (unfit.bytes < bytes_min or unfit in self._line):
-            self._prepared = None
-            if unfit not in self._line:
-                self._remove(unfit)
-        if self._prepared is None:
-            self._prepared = self._make_segment(bytes_min)
-        if self._prepared is None and self._give_back_current():
-            self._prepared = self._make_segment(bytes_min)
-        segment = self._prepared
-        if segment is None:
-            return False
-        self._own = self._own._replace(line=(*self._line, segment))
-        self._prepared = None
-        self._gate.alarm = NEVER
-        self._gate.tell = segment.tell
-        self._gate.write = segment.writer(self._lock)
-        for older in self._line:
-            older.sealed = older is not segment
-        self._clear_away()
-        return True
-
-    def _give_back_current(self) -> bool:
-        # Called with the lock held. A file in which every event has ended is room for another
-        # process, or for a smaller file.
-        self._count_all()
-        if not self._line or self._line[-1].open:
-            return False
-        self._gate.shut()
-        self._line[-1].sealed = True
-        self._clear_away()
-        self._next_bytes = SEGMENT_BYTES_MIN
-        return True
-
-    def _make_segment(self, bytes_min: int) -> Segment | None:
-        size = max(self._next_bytes, bytes_min)
-        segment = self._make_file(size, bytes_min)
-        if segment is None and self._runtime.monotonic() < self._disk_rests_until:
-            return self._make_memory(size, bytes_min)
-        return segment
-
-    def _make_file(self, size: int, bytes_min: int = SEGMENT_BYTES_MIN) -> Segment | None:
-        # None: not now. A directory that is full, or a disk that fails, is not asked at every call.
-        now = self._runtime.monotonic()
-        if now < max(self._disk_rests_until, self._full_until):
-            return None
-        while True:
-            try:
-                segment = self._directory.make_segment(size)
-            except SpoolFullError:
-                if size <= max(bytes_min, SEGMENT_BYTES_MIN):
-                    self._full_until = now + _RETRY_FULL_SECONDS
-                    return None
-                size = max(bytes_min, SEGMENT_BYTES_MIN, size // 2)
-            except Exception as error:  # noqa: BLE001 - whatever ails the disk, memory takes over
-                self._disk_rests_until = now + _RETRY_DISK_SECONDS
-                self._tell_trouble(error)
-                return None
-            else:
-                self._next_bytes = min(self._segment_bytes_max, 2 * size)
-                return segment
-
-    def _make_memory(self, size: int, bytes_min: int) -> Segment | None:
-        taken = sum(segment.bytes for segment in self._line if segment.path is None)
-        size = min(size, self._memory_bytes_max - taken)
-        if size < bytes_min:
-            return None
-        try:
-            data = mmap.mmap(-1, size)
-        except (OSError, MemoryError):
-            return None
-        data.seek(form.HEADER_BYTES)
-        return Segment(draw_prefix(self._runtime), data)
-
-    def _evict(self) -> bool:
-        # Room is made by whole files: the oldest in which nothing is in flight.
-        if self._overflow != "drop_oldest":
-            return False
-        for segment in self._line:
-            if segment.sealed and segment.open == segment.waiting:
-                self._leave_line(segment, evicted=segment.waiting)
-                segment.give_up_waiting()
-                self._remove(segment)
-                self._full_until = float("-inf")
-                return True
-        return False
-
-    def _leave_line(self, segment: Segment, *, evicted: int = 0) -> None:
-        # One store: whoever is interrupted here leaves the old account or the new one.
-        own = self._own
-        line = tuple(other for other in own.line if other is not segment)
-        self._own = _Own(line, own.gone + segment.counted, own.evicted + evicted)
-
-    def _clear_away(self) -> None:
-        # Files of which every event has ended.
-        self._count_all()
-        for segment in (*self._line, *self._recovered_line):
-            if segment.sealed and not segment.open:
-                if segment.recovered:
-                    self._recovered_line.remove(segment)
-                else:
-                    self._leave_line(segment)
-                self._remove(segment)
-                self._full_until = float("-inf")
-                self._call_waiting(1)
-        if self._more_orphans and len(self._recovered_line) < _ADOPTED_SEGMENTS_MAX // 2:
-            self._more_orphans = False
-            self._next_adoption_at = float("-inf")
-
-    def _remove(self, segment: Segment) -> None:
-        try:
-            segment.remove()
-        except OSError as error:
-            self._tell_trouble(error)
-
-    def _count_all(self) -> None:
-        # Sealed ones as well: a profiler can hold a thread up between the look at the gate and the
-        # write.
-        for segment in self._line:
-            segment.count()
-
     # -- the senders' side ---------------------------------------------------------------------
 
     def __len__(self) -> int:
         with self._lock:
-            self._count_all()
-            return sum(segment.waiting for segment in (*self._line, *self._recovered_line))
+            self._own.count()
+            return self._own.waiting + self._adopted.waiting
 
     @property
     def capacity(self) -> int:
@@ -447,23 +280,12 @@ class SpoolBuffer(EventBuffer):
     def set_alarm(self, length: int) -> None:
         """Ask to be woken when about *length* events wait. Look at `len()` afterwards."""
         with self._lock:
-            if self._refusal is None and self._line:
-                missing = length - len(self)
-                end = self._gate.tell()
-                # A little early, because events differ in length: who finds that it was too early
-                # sets it once more.
-                ahead = 1 if missing <= 1 else int(missing * self._record_bytes() * 0.9)
-                self._gate.alarm = end + ahead
-
-    def _record_bytes(self) -> float:
-        current = self._line[-1]
-        if not current.counted:
-            return _USUAL_RECORD_BYTES
-        return (current.written_through() - form.HEADER_BYTES) / current.counted
+            if self._refusal is None:
+                self._own.set_alarm(length - len(self))
 
     def unset_alarm(self) -> None:
         """Nobody listens."""
-        self._gate.alarm = NEVER
+        self._own.gate.alarm = NEVER
 
     @property
     def oldest_recorded_at(self) -> float | None:
@@ -472,16 +294,8 @@ class SpoolBuffer(EventBuffer):
         Events of a dead process have waited long enough, whenever that was.
         """
         with self._lock:
-            self._count_all()
-            if any(segment.waiting for segment in self._recovered_line):
-                return 0.0
-            return self._oldest_in(self._line)
-
-    def _oldest_in(self, line: Iterable[Segment]) -> float | None:
-        for segment in line:
-            if segment.waiting and (record := segment.oldest()) is not None:
-                return recorded_at(record.body)
-        return None
+            self._own.count()
+            return 0.0 if self._adopted.waiting else self._own.oldest_recorded_at()
 
     @property
     def is_drained(self) -> bool:
@@ -493,7 +307,7 @@ class SpoolBuffer(EventBuffer):
         with self._lock:
             if self._returned:
                 return self._returned.popleft()
-            self._count_all()
+            self._own.count()
             places = self._take_places(limit)
             if not places:
                 self._clear_away()
@@ -505,13 +319,16 @@ class SpoolBuffer(EventBuffer):
             self._in_flight[batch] = None
             return batch
 
+    def _clear_away(self) -> None:
+        self._call_waiting(self._own.clear_away() + self._adopted.clear_away())
+
     def _take_places(self, limit: int) -> list[_Place]:
         # In turn: the events of a dead process are old, but there may be a million of them.
-        self._recovered_turn = not self._recovered_turn
-        lines = (self._line, self._recovered_line)
+        self._adopted_turn = not self._adopted_turn
+        lines = (self._own, self._adopted)
         places: list[_Place] = []
-        for line in reversed(lines) if self._recovered_turn else lines:
-            for segment in line:
+        for line in reversed(lines) if self._adopted_turn else lines:
+            for segment in line.segments:
                 if segment.waiting and len(places) < limit:
                     places += self._take_from(segment, limit - len(places))
         return places
@@ -539,9 +356,12 @@ class SpoolBuffer(EventBuffer):
             mark = form.attempted_mark(self._runtime.clock.time())
             for event in part:
                 if id(event) not in before:
-                    place = batch.places[id(event)]
-                    place.segment.mark(place.offset, mark)
+                    self._mark(batch.places[id(event)], mark)
             return True
+
+    def _mark(self, place: _Place, mark: int) -> None:
+        place.segment.mark(place.offset, mark)
+        self._marked += 1
 
     def forget_attempt(self, batch: Batch, attempted: dict[int, tuple[float, float]]) -> None:
         """The last attempt was surely not accepted: *attempted* is how it stood before."""
@@ -549,7 +369,7 @@ class SpoolBuffer(EventBuffer):
             if not batch.abandoned:
                 for key in batch.attempted.keys() - attempted.keys():
                     if (place := batch.places.get(key)) is not None:
-                        place.segment.mark(place.offset, form.NEVER_ATTEMPTED)
+                        self._mark(place, form.NEVER_ATTEMPTED)
             super().forget_attempt(batch, attempted)
 
     def freeze(self, batch: Batch, events: list[MeterEvent], places: list[int]) -> bool:
@@ -590,156 +410,37 @@ class SpoolBuffer(EventBuffer):
     def _end(self, places: Sequence[_Place]) -> None:
         for place in places:
             place.segment.end(place.offset)
+        self._marked += len(places)
 
     # -- care of the files ---------------------------------------------------------------------
 
+    @property
+    def adoptions(self) -> int:
+        """How often what dead processes left has been looked for and taken over."""
+        return self._care.adoptions
+
     def tend(self) -> None:
         """Adopt what dead processes left, make the next segment ready, sync, tell of trouble."""
-        if self._refusal is not None:
-            return
-        try:
-            self._turn.pop()
-        except IndexError:
-            return  # another sender does it
-        try:
-            now = self._runtime.monotonic()
-            if now >= self._next_adoption_at:
-                self._next_adoption_at = now + ADOPT_SECONDS
-                self._adopt()
-                self.adoptions += 1
-                self._look_after_current()
-            self._leave_memory()
-            self._prepare()
-            if self._sync_seconds and now >= self._synced_at + self._sync_seconds:
-                self._synced_at = now
-                self._sync()
-        finally:
-            self._turn.append(True)
-            self.tell_troubles()
+        if self._refusal is None:
+            self._care.tend()
 
     def seconds_until_tending(self) -> float | None:
         """Return when `tend()` has something to do again, at the latest."""
         if self._refusal is not None:
             return None
-        now = self._runtime.monotonic()
-        due_at = self._next_adoption_at
-        if self._sync_seconds and self._recorded > self._synced:
-            due_at = min(due_at, self._synced_at + self._sync_seconds)
-        if self._line and self._line[-1].path is None:
-            due_at = min(due_at, max(self._disk_rests_until, self._full_until))
-        return max(0.0, due_at - now)
-
-    def tell_troubles(self) -> None:
-        """Write to the log what has gone wrong since the last time."""
-        while self._told:
-            event, fields = self._told.popleft()
-            self._say(event, logging.WARNING, spool_dir=str(self._directory.path), **fields)
-
-    def _adopt(self) -> None:
-        if len(self._recovered_line) >= _ADOPTED_SEGMENTS_MAX:
-            self._more_orphans = True
-            return
-        try:
-            for segment, damages in self._directory.adopt():
-                with self._lock:
-                    if self._refusal is not None:
-                        segment.release()
-                        return
-                    self._recovered += segment.open
-                    self._quarantined += len(damages)
-                    self._recovered_line.append(segment)
-                    if segment.open:
-                        self._note("meter_agent.spool_recovered", events=segment.open)
-                    for damage in damages:
-                        self._note("meter_agent.spool_damaged", error=damage)
-                    self._clear_away()
-                    if len(self._recovered_line) >= _ADOPTED_SEGMENTS_MAX:
-                        self._more_orphans = True
-                        break
-            for reason in self._directory.left_alone():
-                self._note("meter_agent.spool_file_left_alone", error=reason)
-        except Exception as error:  # noqa: BLE001 - whatever ails the disk, sending goes on
-            self._tell_trouble(error)
-
-    def _look_after_current(self) -> None:
-        with self._lock:
-            for segment in (*self._line[-1:], *filter(None, [self._prepared])):
-                segment.look_whether_it_outlives()
-                if segment.path is not None and not segment.outlives:
-                    self._tell_trouble(
-                        FileNotFoundError(f"{segment.path} was deleted while in use")
-                    )
-                    if segment is self._prepared:
-                        self._prepared = None
-                    else:
-                        self._begin_segment(form.HEADER_BYTES)
-            # Nothing since the last look, and nothing waits: others may need the room.
-            self._count_all()
-            if self._recorded == self._recorded_before and self._give_back_current():
-                unused, self._prepared = self._prepared, None
-                if unused is not None:
-                    self._remove(unused)
-            self._recorded_before = self._recorded
-
-    def _leave_memory(self) -> None:
-        # The disk may be well again, and what is recorded from now on would survive.
-        if self._line and self._line[-1].path is None:
-            segment = self._make_file(self._next_bytes)
-            if segment is not None:
-                with self._lock:
-                    self._prepared = segment
-                    self._begin_segment(form.HEADER_BYTES)
-
-    def _prepare(self) -> None:
-        with self._lock:
-            current = self._line[-1] if self._line else None
-            if (
-                current is None
-                or self._prepared is not None
-                or current.written_through() < current.bytes // 2
-            ):
-                return
-        # Outside the lock, in which a caller of `record()` may be waiting.
-        segment = self._make_file(self._next_bytes)
-        if segment is not None:
-            with self._lock:
-                if self._refusal is None and self._prepared is None:
-                    self._prepared, segment = segment, None
-            if segment is not None:
-                segment.remove()
-
-    def _sync(self) -> None:
-        with self._lock:
-            self._count_all()
-            recorded, line = self._recorded, list(self._line)
-        if recorded == self._synced:
-            return
-        try:
-            for segment in line:
-                segment.sync()
-            self._synced = recorded
-        except OSError as error:
-            self._tell_trouble(error)
-
-    def _tell_trouble(self, error: Exception) -> None:
-        self._troubles += 1
-        self._note("meter_agent.spool_failed", error=f"{type(error).__name__}: {error}")
-
-    def _note(self, event: str, **fields: Any) -> None:
-        # For the next sender thread: `record()` logs nothing.
-        self._told.append((event, fields))
+        return max(0.0, self._care.due_at() - self._runtime.monotonic())
 
     # -- positions, counts, the end ------------------------------------------------------------
 
     def line(self) -> Line:
         """Return how far each segment of this process has been written."""
         with self._lock:
-            return Line(tuple((s, s.written_through()) for s in self._line))
+            return Line(tuple((s, s.written_through()) for s in self._own.segments))
 
     def is_taken(self, line: Line) -> bool:
         """Whether every event before *line* has left the waiting line."""
         with self._lock:
-            self._count_all()
+            self._own.count()
             return all(s.taken_through >= end or not s.waiting for s, end in line.ends)
 
     def is_settled(self, line: Line) -> bool:
@@ -753,38 +454,21 @@ class SpoolBuffer(EventBuffer):
                 for segment, end in line.ends
             )
 
-    def counts(self, read_more: Callable[[], None] | None = None) -> Counts:
-        """Return the whole account at one moment; *read_more* runs at the same moment."""
-        counts = Counts()
-        with self._lock:
-            counts.buffered = len(self) + self._kept
-            refused = {reason: tally.read() for reason, tally in self._refused.items()}
-            counts.in_flight = sum(batch.size for batch in self._in_flight)
-            counts.settled = dict(self._settled)
-            counts.recorded = self._recorded + sum(refused.values())
-            counts.recovered = self._recovered
-            counts.spool_failures = self._troubles
-            counts.quarantined = self._quarantined
-            refused[DropReason.OVERFLOW] += self._own.evicted
-            refused[DropReason.DAMAGED] += self._damaged
-            refused[DropReason.SHUTDOWN] += self._settled[Outcome.SHUTDOWN]
-            counts.dropped = {reason.value: count for reason, count in refused.items() if count}
-            counts.oldest_recorded_at = self._oldest_held()
-            if read_more is not None:
-                read_more()
-        return counts
+    def _add_counts(self, counts: Counts, dropped: dict[DropReason, int]) -> None:
+        counts.buffered = len(self) + self._kept
+        counts.recorded += self._own.counted
+        counts.recovered = self._adopted.counted
+        counts.spool_failures = self._troubles.failures
+        counts.quarantined = self._care.quarantined
+        dropped[DropReason.OVERFLOW] += self._own.evicted + self._adopted.evicted
+        dropped[DropReason.DAMAGED] += self._damaged
 
-    def _oldest_held(self) -> float | None:
-        held = [
-            recorded_at(batch.events[0]) if batch.events else batch.open[0].recorded_at
-            for batch in self._in_flight
-            if batch.events or batch.open
-        ]
-        for line in (self._recovered_line, self._line):
-            oldest = self._oldest_in(line)
-            if oldest is not None:
-                held.append(oldest)
-        return min(held, default=None)
+    def _recorded_at(self, recorded: Any) -> float:
+        return recorded_at(recorded)
+
+    def _oldest_waiting(self) -> float | None:
+        oldest = [self._adopted.oldest_recorded_at(), self._own.oldest_recorded_at()]
+        return min((at for at in oldest if at is not None), default=None)
 
     def refuse(self, reason: DropReason) -> None:
         """Let nothing more in; *reason* is what later calls are counted under."""
@@ -796,12 +480,11 @@ class SpoolBuffer(EventBuffer):
     def seal(self) -> int:
         """Drop what waits in memory; what waits in files is kept. Returns how many are dropped."""
         with self._lock:
-            self._count_all()
-            self._gate.shut()
+            self._own.shut()
+            self._own.count()
             self._sealed = True
             dropped = 0
-            for segment in self._line:
-                segment.sealed = True
+            for segment in self._own.segments:
                 segment.look_whether_it_outlives()
                 if not segment.outlives:
                     dropped += segment.give_up_waiting()
@@ -825,19 +508,10 @@ class SpoolBuffer(EventBuffer):
     def release(self) -> None:
         """Let go of all files: others may adopt what is left in them."""
         with self._lock:
-            self._gate.shut()
-            self._count_all()
+            self._own.gate.shut()
             if not self._sealed and len(self):
                 return  # recorded just now, by whoever still holds a retired agent
-            self._kept += sum(s.waiting for s in (*self._line, *self._recovered_line))
-            for segment in self._line:
-                segment.sealed = True
-            self._clear_away()
-            prepared, self._prepared = self._prepared, None
-            if prepared is not None:
-                self._remove(prepared)
-            for segment in (*self._line, *self._recovered_line):
-                segment.release()
-            self._own = _Own((), self._recorded, self._own.evicted)
-            self._recovered_line.clear()
-        self.tell_troubles()
+            self._kept += len(self)
+            self._own.release()
+            self._adopted.release()
+        self._troubles.tell()

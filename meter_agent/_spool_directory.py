@@ -24,7 +24,6 @@ from meter_agent._segment import Claim, Segment, claim, lock, unclaim
 
 __all__ = [
     "ForeignSegmentError",
-    "SegmentDamage",
     "SpoolDirectory",
     "SpoolFullError",
     "identify",
@@ -48,10 +47,6 @@ class SpoolFullError(Exception):
 
 class ForeignSegmentError(Exception):
     """A file that only looks like a segment of ours; the message ends "left alone: ..."."""
-
-
-class SegmentDamage(Exception):  # noqa: N818 - told, never raised
-    """Bytes that were found where events should have been."""
 
 
 class SpoolDirectory:
@@ -129,6 +124,14 @@ class SpoolDirectory:
             elif entry.name == "quarantine":
                 total += sum(_size(piece) for piece in _entries(Path(entry.path)))
         return total
+
+    def sync(self) -> None:
+        """Have the kernel write the names of the files to the disk now."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def check(self) -> os.stat_result:
         """Make the directory if it is missing, and see that it is nobody else's.

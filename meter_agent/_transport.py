@@ -1,4 +1,4 @@
-"""One kept-alive HTTP connection to each host; the only user of requests.
+"""One kept-alive HTTP connection to each host; with `_open_connection`, the only user of requests.
 
 What users expect of requests works: proxies and `no_proxy`, `REQUESTS_CA_BUNDLE` and
 `CURL_CA_BUNDLE`, TLS verification. What would hurt here does not: redirects are never followed (an
@@ -13,65 +13,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
+
+from meter_agent._reply import BODY_BYTES_MAX, Reply, TransportError, Trouble, too_long
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response
     from requests.adapters import BaseAdapter
 
-__all__ = ["Reply", "Route", "Transport", "TransportError", "Trouble", "preload"]
+    from meter_agent._open_connection import OpenConnection
 
-BODY_BYTES_MAX = 64 * 1024
+__all__ = ["BODY_BYTES_MAX", "Reply", "Transport", "TransportError", "Way", "preload"]
 
-Trouble = Literal["tls", "proxy", "name", "connect", "timeout", "answer", "local"]
-"""What went wrong: the certificate, the way through a proxy, looking the name up, connecting,
-waiting, the answer itself, or something on this host, such as a CA bundle that is not there."""
+_HEADERS = {"Content-Type": "application/json", "Accept": "*/*"}
+
+
+class _Route(NamedTuple):
+    # How to get to one URL.
+    host: str
+    target: str
+    template: PreparedRequest
+    settings: dict[str, Any]
+    """TLS and proxies, for requests."""
+    is_forwarded: bool
+    """Whether a proxy is asked for the whole URL, as is done without TLS."""
 
 
 _USER_IN_URL = re.compile(r"(?<=//)[^/]*@|^[^/]*@")
 
 
-class TransportError(Exception):
-    """No complete answer came.
-
-    Attributes:
-        maybe_accepted: Whether the request may have reached the server.
-        stale: Whether a kept-alive connection turned out to be closed.
-        trouble: What went wrong, for advice.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        maybe_accepted: bool,
-        stale: bool = False,
-        trouble: Trouble = "answer",
-    ) -> None:
-        self.maybe_accepted = maybe_accepted
-        self.stale = stale
-        self.trouble: Trouble = trouble
-        super().__init__(message)
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A complete answer; *body* holds at most 64 KiB of it."""
-
-    status: int
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes = field(repr=False)  # a session's holds its token
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """The way to a host, as the environment has it."""
+class Way(NamedTuple):
+    """The way to a URL, as the environment has it, to be shown."""
 
     proxy: str | None
     """The proxy, with its user and password masked; None: there is none."""
-
     ca_bundle: str | None
     """File or directory of the certificates to trust; None: those that come with requests."""
 
@@ -96,8 +72,10 @@ class Transport:
         self._read_timeout_seconds = read_timeout_seconds
         self._open_adapter = open_adapter or _network_adapter
         self._adapter: BaseAdapter | None = None
-        self._templates: dict[tuple[str, str], tuple[PreparedRequest, dict[str, Any]]] = {}
+        self._routes: dict[str, _Route] = {}
+        # By host, as urllib3 keeps connections: a sandbox has both endpoints on one.
         self._kept_alive: set[str] = set()
+        self._open: dict[str, OpenConnection] = {}
 
     def post(
         self, url: str, headers: Mapping[str, str], body: bytes, *, at_most_seconds: float | None
@@ -113,7 +91,23 @@ class Transport:
         Raises:
             TransportError: No complete answer came.
         """
-        return self._exchange(url, headers, body, at_most_seconds, BODY_BYTES_MAX)
+        route = self._route(url)
+        connection = self._take_open(route.host)
+        if connection is None:
+            return self._post_by_requests(route, headers, body, at_most_seconds)
+        _, timeout = self._timeouts(at_most_seconds)
+        again = False
+        try:
+            headers = {**_HEADERS, **headers}
+            reply, again = connection.post(route.target, headers, body, timeout=timeout)
+        except ValueError as error:
+            raise TransportError(str(error), maybe_accepted=False) from None
+        finally:
+            if again:
+                self._open[route.host] = connection
+            else:
+                connection.close()
+        return reply
 
     def get(
         self,
@@ -123,29 +117,53 @@ class Transport:
         at_most_seconds: float | None,
         body_bytes_max: int = BODY_BYTES_MAX,
     ) -> Reply:
-        """Return the whole answer to a GET; for commands, for no event is ever sent with one.
+        """Return the whole answer to a GET. For commands: no event is ever sent with one.
 
         Raises:
-            TransportError: No complete answer of at most *body_bytes_max* came.
+            TransportError: No complete answer with a body of at most *body_bytes_max* came.
         """
-        return self._exchange(url, headers, None, at_most_seconds, body_bytes_max)
+        route = self._route(url)
+        connection = self._open.pop(route.host, None)
+        if connection is not None:
+            connection.close()
+        request = route.template.copy()
+        request.method = "GET"
+        for name in ("Content-Type", "Content-Length"):
+            request.headers.pop(name, None)
+        request.headers.update(headers)
+        return self._send_by_requests(route, request, at_most_seconds, body_bytes_max)
 
-    def route(self, url: str) -> Route:
+    def way(self, url: str) -> Way:
         """Return which way requests to *url* take; asks nobody."""
         from requests.utils import select_proxy  # noqa: PLC0415
 
-        _, settings = self._prepared("GET", url)
+        settings = self._route(url).settings
         proxy, verify = select_proxy(url, settings["proxies"]), settings["verify"]
-        return Route(
+        return Way(
             proxy=None if proxy is None else _USER_IN_URL.sub("***@", proxy),
             ca_bundle=verify if isinstance(verify, str) else None,
         )
 
-    def _exchange(
+    def _take_open(self, host: str) -> OpenConnection | None:
+        connection = self._open.pop(host, None)
+        if connection is None or connection.is_open:
+            return connection
+        connection.close()
+        return None
+
+    def _post_by_requests(
+        self, route: _Route, headers: Mapping[str, str], body: bytes, at_most_seconds: float | None
+    ) -> Reply:
+        request = route.template.copy()
+        request.body = body
+        request.headers.update(headers)
+        request.headers["Content-Length"] = str(len(body))
+        return self._send_by_requests(route, request, at_most_seconds, BODY_BYTES_MAX)
+
+    def _send_by_requests(
         self,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
+        route: _Route,
+        request: PreparedRequest,
         at_most_seconds: float | None,
         body_bytes_max: int,
     ) -> Reply:
@@ -153,18 +171,11 @@ class Transport:
         import requests.exceptions as failures  # noqa: PLC0415
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
-        request, settings = self._prepared("GET" if body is None else "POST", url)
-        request.headers.update(headers)
-        if body is not None:
-            request.body = body
-            request.headers["Content-Length"] = str(len(body))
-        # By host, as urllib3 keeps them: a sandbox has both endpoints on one connection.
-        host = urlsplit(url).netloc
-        kept_alive = host in self._kept_alive
-        self._kept_alive.discard(host)
+        kept_alive = route.host in self._kept_alive
+        self._kept_alive.discard(route.host)
         try:
             response = self._connected().send(
-                request, stream=True, timeout=self._timeouts(at_most_seconds), **settings
+                request, stream=True, timeout=self._timeouts(at_most_seconds), **route.settings
             )
         except failures.RequestException as error:
             raise _explained(error, kept_alive=kept_alive) from None
@@ -172,14 +183,29 @@ class Transport:
             # Not a failure of the network, which requests would have wrapped: a CA bundle that is
             # not there, for example.
             raise TransportError(str(error), maybe_accepted=False, trouble="local") from None
+        # Looked up before the answer is read to its end, for then it goes back to the pool.
+        connection = getattr(response.raw, "connection", None)
         try:
             reply = self._read(response, body_bytes_max)
         except (HTTPError, OSError, ValueError) as error:
             # Reading from urllib3's response raises urllib3's errors, not requests'.
             raise TransportError(f"the answer broke off: {error}", maybe_accepted=True) from None
         if "close" not in reply.headers.get("Connection", "").lower():
-            self._kept_alive.add(host)
+            self._keep(route, connection, response)
         return reply
+
+    def _keep(self, route: _Route, connection: Any, response: Response) -> None:
+        from meter_agent._open_connection import OpenConnection  # noqa: PLC0415
+
+        if (
+            OpenConnection.fits(connection)
+            and not route.is_forwarded
+            and response.raw.version == 11
+            and response.headers.get("Content-Length", "").isdigit()
+        ):
+            self._open[route.host] = OpenConnection(connection, route.host)
+        else:
+            self._kept_alive.add(route.host)
 
     def close(self) -> None:
         """Close the connections."""
@@ -199,19 +225,27 @@ class Transport:
             self._adapter = self._open_adapter()
         return self._adapter
 
-    def _prepared(self, method: str, url: str) -> tuple[PreparedRequest, dict[str, Any]]:
+    def _route(self, url: str) -> _Route:
         # Environment, proxies and CA bundle are worked out once per host: requests would do it
         # again for every batch, at half of its whole cost.
-        if (method, url) not in self._templates:
+        if url not in self._routes:
             import requests  # noqa: PLC0415
+            from requests.utils import select_proxy  # noqa: PLC0415
 
-            content = {"Content-Type": "application/json"} if method == "POST" else {}
-            request = requests.Request(method, url, headers={**content, "Accept": "*/*"}).prepare()
-            merged = requests.Session().merge_environment_settings(url, {}, False, True, None)
+            template = requests.Request("POST", url, headers=_HEADERS).prepare()
+            merged: dict[str, Any] = dict(
+                requests.Session().merge_environment_settings(url, {}, False, True, None)
+            )
             settings = {name: merged.get(name) for name in ("verify", "cert", "proxies")}
-            self._templates[method, url] = request, settings
-        template, settings = self._templates[method, url]
-        return template.copy(), settings
+            is_tls = url.startswith("https:")
+            self._routes[url] = _Route(
+                host=urlsplit(url).netloc,
+                target=template.path_url,
+                template=template,
+                settings=settings,
+                is_forwarded=not is_tls and select_proxy(url, settings["proxies"]) is not None,
+            )
+        return self._routes[url]
 
     def _timeouts(self, at_most_seconds: float | None) -> tuple[float, float]:
         connect, read = self._connect_timeout_seconds, self._read_timeout_seconds
@@ -221,15 +255,11 @@ class Transport:
         return max(0.05, min(connect, at_most_seconds)), max(0.05, min(read, at_most_seconds))
 
     def _read(self, response: Response, body_bytes_max: int) -> Reply:
-        # A server's answer is bounded here, not by the server: what is longer is not Stripe's.
         try:
             body = response.raw.read(body_bytes_max + 1, decode_content=True) or b""
             if len(body) > body_bytes_max:
                 response.raw.close()
-                raise TransportError(
-                    f"HTTP {response.status_code} with a body over {body_bytes_max} bytes",
-                    maybe_accepted=True,
-                )
+                raise too_long(response.status_code, body_bytes_max)
         finally:
             response.close()
         return Reply(response.status_code, response.headers, body)
@@ -238,6 +268,8 @@ class Transport:
 def preload() -> None:
     """Import requests now, while the first batch still fills, and not between it and the wire."""
     import requests  # noqa: F401, PLC0415
+
+    import meter_agent._open_connection  # noqa: F401, PLC0415
 
 
 def _network_adapter() -> BaseAdapter:

@@ -190,9 +190,9 @@ MUTANTS = (
     Mutant(
         "settled before it was sent",
         "_delivery.py",
-        "            answer: Answer | None = self._retrying(self._attempt, batch, part)\n",
+        "            answer = self._attempt_until_final(batch, part)\n",
         "            settle(part, Outcome.DELIVERED, None, None)\n"
-        "            answer: Answer | None = self._retrying(self._attempt, batch, part)\n",
+        "            answer = self._attempt_until_final(batch, part)\n",
     ),
     Mutant(
         "every failure on the way counts",
@@ -282,7 +282,7 @@ MUTANTS = (
     Mutant(
         "spool: sent without a mark",
         "_spool.py",
-        "                    place.segment.mark(place.offset, mark)\n",
+        "                    self._mark(batch.places[id(event)], mark)\n",
         "                    pass\n",
     ),
     Mutant(
@@ -302,7 +302,7 @@ MUTANTS = (
     Mutant(
         "spool: a mark is kept though it was surely refused",
         "_spool.py",
-        "                        place.segment.mark(place.offset, form.NEVER_ATTEMPTED)",
+        "                        self._mark(place, form.NEVER_ATTEMPTED)",
         "                        pass",
     ),
     Mutant(
@@ -331,21 +331,21 @@ MUTANTS = (
     ),
     Mutant(
         "spool: a file goes while its events are on the way",
-        "_spool.py",
+        "_segment_line.py",
         "            if segment.sealed and not segment.open:",
         "            if segment.sealed and not segment.waiting:",
     ),
     Mutant(
         "spool: an append wakes nobody",
         "_spool.py",
-        "        self._gate.alarm = NEVER\n        self._wake()",
-        "        self._gate.alarm = NEVER",
+        "        self._own.gate.alarm = NEVER\n        self._wake()",
+        "        self._own.gate.alarm = NEVER",
     ),
     Mutant(
         "spool: looked for orphans only once",
-        "_spool.py",
-        "                self._next_adoption_at = now + ADOPT_SECONDS",
-        "                self._next_adoption_at = now + 1e9",
+        "_spool_care.py",
+        "        return self._looked_at + ADOPT_SECONDS",
+        "        return self._looked_at + 1e9",
     ),
     Mutant(
         "spool: more on the disk than is allowed",
@@ -362,9 +362,8 @@ MUTANTS = (
     Mutant(
         "spool: looks at its files for ever while it closes",
         "_spool.py",
-        "        if self._refusal is not None:\n            return None\n"
-        "        now = self._runtime.monotonic()\n",
-        "        now = self._runtime.monotonic()\n",
+        "        if self._refusal is not None:\n            return None\n        return max(",
+        "        return max(",
     ),
 )
 

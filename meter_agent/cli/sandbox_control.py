@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from meter_agent import Config
-from meter_agent._transport import Transport, TransportError
+from meter_agent._reply import TransportError
+from meter_agent._transport import Transport
 
 __all__ = ["SandboxControlError", "read_control"]
 

@@ -65,7 +65,7 @@ class Meeting(SandboxAdapter):
         return super().send(request, *args, **settings)
 
     def _wait_for_the_others(self) -> None:
-        condition: Any = self._agents[0]._pipeline._sessions._changed
+        condition: Any = self._agents[0]._pipeline._shared["sessions"]._changed
         deadline = time.monotonic() + 5
         while not self._met and time.monotonic() < deadline:
             self._met = len(condition._waiters) == 3

@@ -2,76 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
-from tests.process import scripts
+from tests.crash.lives import KILL, Start, agent, billed, killed, segments, wait_until_empty
 from tests.process.scripts import finish, ledger, run
-
-Start = Callable[..., Any]
-
-AGENT = """
-agent = MeterAgent(sandbox_url=URL, spool_dir={spool!r}, flush_interval_seconds={interval})
-"""
-KILL = """
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.fixture
-def server(sandbox: Sandbox) -> Iterator[SandboxServer]:
-    with SandboxServer(sandbox) as running:
-        yield running
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Any]]:
-    """Start processes, and see to it that none outlives its test."""
-    started: list[Any] = []
-
-    def begin(*arguments: Any, **options: Any) -> Any:
-        started.append(scripts.start(*arguments, **options))
-        return started[-1]
-
-    yield begin
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def agent(spool: Path, interval: float = 60.0) -> str:
-    return AGENT.format(spool=str(spool), interval=interval)
-
-
-def killed(process: Any) -> None:
-    process.communicate(timeout=45)
-    assert process.returncode == -signal.SIGKILL
-
-
-def billed(sandbox: Sandbox) -> list[int]:
-    return sorted(int(row["value"]) for row in sandbox.ledger())
-
-
-def segments(spool: Path) -> list[Path]:
-    return sorted(spool.glob("*.segment"))
-
-
-def wait_until_empty(spool: Path) -> str:
-    return f"""
-import pathlib
-while list(pathlib.Path({str(spool)!r}).glob("*.segment")):
-    time.sleep(0.001)
-"""
 
 
 def test_events_of_a_killed_process_are_delivered_by_the_next_one(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,21 @@ def environment(url: str, *, forks: bool = False) -> dict[str, str]:
     return kept | {"SANDBOX": url, "PYTHONUNBUFFERED": "1"}
 
 
-def start(script: str, url: str, *, before: str = "", forks: bool = False) -> subprocess.Popen[str]:
-    """Start *script*; *before* runs ahead of everything, `import meter_agent` included."""
+def start(
+    script: str,
+    url: str,
+    *,
+    before: str = "",
+    forks: bool = False,
+    within: Sequence[str] = (),
+) -> subprocess.Popen[str]:
+    """Start *script*; *before* runs ahead of everything, `import meter_agent` included.
+
+    *within* is a command that becomes the one behind it, as `env` does.
+    """
     text = textwrap.dedent(before) + PRELUDE + textwrap.dedent(script)
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", text],
+        [*within, sys.executable, "-W", "error", "-c", text],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -62,8 +73,8 @@ def finish(process: subprocess.Popen[str], *, timeout: float = 45.0) -> Any:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def run(script: str, url: str, *, before: str = "", forks: bool = False) -> Any:
-    return finish(start(script, url, before=before, forks=forks))
+def run(script: str, url: str, **options: Any) -> Any:
+    return finish(start(script, url, **options))
 
 
 def run_file(path: Path, url: str, *arguments: str) -> Any:

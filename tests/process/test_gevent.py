@@ -15,6 +15,15 @@ from tests.process.scripts import finish, ledger, run, start, wait_for
 
 PATCH = "from gevent import monkey; monkey.patch_all(); import gevent\n"
 AGENT = "agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=0.05)\n"
+# Sessions come over a connection of their own, as they do from Stripe.
+AGENT_WITH_TWO_HOSTS = """
+agent = MeterAgent(
+    api_url=URL.replace("127.0.0.1", "localhost"),
+    events_url=URL,
+    api_key="sk_test_1",
+    flush_interval_seconds=0.05,
+)
+"""
 GREENLETS = """
 def work(name):
     for _ in range(100):
@@ -158,7 +167,7 @@ def test_a_signal_handler_that_ends_the_process_does_so_from_within_a_sender(
     sandbox: Sandbox, server: SandboxServer
 ) -> None:
     done = run(
-        AGENT
+        AGENT_WITH_TWO_HOSTS
         + """
 class Interrupting(logging.Handler):
     def emit(self, record):

@@ -21,7 +21,7 @@ def in_memory(buffer: SpoolBuffer) -> set[int]:
     """Events that die with the process, because no file could be had."""
     return {
         number_in(record.body)
-        for segment in buffer._line
+        for segment in buffer._own.segments
         if segment.path is None
         for record in form.scan(segment._data, form.HEADER_BYTES, segment.written_through())
         if isinstance(record, form.Record) and record.mark != form.SETTLED
@@ -42,13 +42,13 @@ def inspect(buffer: SpoolBuffer, records: Iterable[Found]) -> None:
     if buffer._lock.owner is not None:  # type: ignore[attr-defined]
         return
     by_key = {(found.file, found.offset): found for found in records}
-    for segment in (*buffer._line, *buffer._recovered_line):
+    for segment in (*buffer._own.segments, *buffer._adopted.segments):
         if segment.path is not None:
             _count(segment, [f for f in by_key.values() if f.file == segment.path.name])
     in_flight: set[Key] = set()
     for batch in buffer._in_flight:
         in_flight |= _compare(batch, by_key)
-    own = {segment.path.name for segment in buffer._line if segment.path is not None}
+    own = {segment.path.name for segment in buffer._own.segments if segment.path is not None}
     for key, found in by_key.items():
         waits = found.file in own and key not in in_flight and not found.settled
         if waits and found.mark != form.NEVER_ATTEMPTED:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
-from meter_agent import Config, MeterAgent, Stats, _lifecycle, _spool, _spool_directory
+from meter_agent import (
+    Config,
+    MeterAgent,
+    Stats,
+    _lifecycle,
+    _segment_supply,
+    _spool_care,
+    _spool_directory,
+)
 from meter_agent import _spool_format as form
 from meter_agent._ledger import Outcome
 from meter_agent._spool import SpoolBuffer
@@ -57,6 +65,11 @@ class SpoolWeather(Weather):
     KINDS = (*Weather.KINDS, failing_disk, failing_disk)
 
 
+def evicted(buffer: SpoolBuffer) -> int:
+    """How many events made room for others."""
+    return buffer._own.evicted + buffer._adopted.evicted
+
+
 class SpoolWorld(World):
     """Several lives of one application, one after the other, on the same directory."""
 
@@ -88,7 +101,9 @@ class SpoolWorld(World):
         with ExitStack() as stack:
             make_directory = partial(SimulatedDirectory, self.disk)
             stack.enter_context(patch.object(_spool_directory, "SpoolDirectory", make_directory))
-            stack.enter_context(patch.object(_spool, "SEGMENT_BYTES_MIN", self.segment_bytes_min))
+            stack.enter_context(
+                patch.object(_segment_supply, "SEGMENT_BYTES_MIN", self.segment_bytes_min)
+            )
             try:
                 yield
             finally:
@@ -111,7 +126,7 @@ class SpoolWorld(World):
 
     @property
     def directory(self) -> SimulatedDirectory:
-        return cast("SimulatedDirectory", self.buffer._directory)
+        return cast("SimulatedDirectory", self.buffer._care._directory)
 
     # -- lives ---------------------------------------------------------------------------------
 
@@ -194,7 +209,7 @@ class SpoolWorld(World):
         self.met["recovered"] += stats.recovered
         self.met["quarantined"] += stats.quarantined
         self.met["disk failed"] += stats.spool_failures
-        self.met["evicted"] += self.buffer._own.evicted
+        self.met["evicted"] += evicted(self.buffer)
 
     def recover(self) -> None:
         if self.lacks_threads:
@@ -209,7 +224,7 @@ class SpoolWorld(World):
             self.check_settled(before)
         before, began = self.books.held_ever(), self.scheduler.now
         while self.unsettled(before) and self.scheduler.now < began + UNASKED_SECONDS:
-            self.scheduler.wait(_spool.ADOPT_SECONDS)
+            self.scheduler.wait(_spool_care.ADOPT_SECONDS)
         self.check_settled(before)
         if not asks:
             self.record_at_bedtime()
@@ -232,7 +247,7 @@ class SpoolWorld(World):
 
     @property
     def wakes_when_idle(self) -> float:
-        return IDLE_SECONDS / _spool.ADOPT_SECONDS + 2
+        return IDLE_SECONDS / _spool_care.ADOPT_SECONDS + 2
 
     @property
     def clock_error_seconds(self) -> float:
@@ -255,7 +270,7 @@ class SpoolWorld(World):
         billed = {int(row["value"]) for row in self.sandbox.ledger()}
         missing = numbers - billed - set(self.letters()) - self.books.lost
         given_up = self.agent.stats().dropped.get("shutdown", 0) + self.books.given_up
-        return missing if len(missing) > given_up + self.buffer._own.evicted else set()
+        return missing if len(missing) > given_up + evicted(self.buffer) else set()
 
     def leave(self) -> None:
         self.books.final = self.agent.stats()
@@ -303,7 +318,7 @@ class SpoolBooks(Books):
     def die(self, buffer: SpoolBuffer, records: list[Found], outbound: set[str]) -> None:
         self.cut_off |= set(self.called) - set(self.returned)
         self.lost |= autopsy.in_memory(buffer)
-        self.given_up += buffer._own.evicted
+        self.given_up += evicted(buffer)
         self.delivered += buffer._settled[Outcome.DELIVERED]
         claims = [batch.claim[0] for batch in buffer._in_flight if batch.claim]
         self.slack += sum(claims) + self._batch_size
@@ -346,7 +361,7 @@ class SpoolBooks(Books):
                 "damage is told": stats.quarantined <= self._damages,
             },
         )
-        self.given_up += buffer._own.evicted + stats.dropped.get("shutdown", 0)
+        self.given_up += evicted(buffer) + stats.dropped.get("shutdown", 0)
         self.delivered += stats.delivered
 
     def pressed_close(self, letters: dict[int, str], records: list[Found]) -> None:

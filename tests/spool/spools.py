@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ class Spool:
     def die(self) -> None:
         """What the kernel does for a process that was killed: locks end, files stay."""
         buffer = self.buffer
-        buffer._gate.shut()
-        for segment in (*buffer._line, *buffer._recovered_line, buffer._prepared):
+        buffer._own.gate.shut()
+        for segment in (*buffer._own.segments, *buffer._adopted.segments, buffer._own.prepared):
             if segment is not None:
                 segment.release()
 
@@ -76,3 +77,30 @@ def take_all(buffer: SpoolBuffer) -> dict[str, bytes]:
         assert buffer.begin_attempt(batch, batch.open)
         assert buffer.settle(batch, batch.open, Outcome.DELIVERED)
     return bodies
+
+
+def segments(path: Path) -> list[Path]:
+    """The files in which events are."""
+    return sorted(path.glob("*.segment"))
+
+
+def left_by_a_dead_process(path: Path, runtime: Runtime, events: int = 10) -> Path:
+    """One file of *events* events, whose process is dead."""
+    spool = Spool(path, runtime)
+    for n in range(events):
+        assert spool.record("tokens", "cus_1", n)
+    spool.die()
+    (segment,) = segments(path)
+    return segment
+
+
+def heir_of(path: Path, runtime: Runtime) -> Spool:
+    """One who has adopted what was there."""
+    spool = Spool(path, runtime)
+    spool.buffer.tend()
+    return spool
+
+
+def values(bodies: dict[str, bytes]) -> list[int]:
+    """What was billed."""
+    return sorted(int(json.loads(body)["payload"]["value"]) for body in bodies.values())

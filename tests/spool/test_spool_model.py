@@ -171,9 +171,11 @@ class SpoolMachine(RuleBasedStateMachine):
     @invariant()
     def no_file_is_kept_for_nothing(self) -> None:
         buffer = self.spool.buffer
-        wanted = {s for s in (*buffer._line, *buffer._recovered_line) if s.open or not s.sealed}
-        if buffer._prepared is not None:
-            wanted.add(buffer._prepared)
+        wanted = {
+            s for s in (*buffer._own.segments, *buffer._adopted.segments) if s.open or not s.sealed
+        }
+        if buffer._own.prepared is not None:
+            wanted.add(buffer._own.prepared)
         files = {path.name for path in Path(self.directory.name).glob("*.segment")}
         assert files == {segment.path.name for segment in wanted if segment.path is not None}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 import threading
@@ -12,19 +13,11 @@ from typing import Any
 import pytest
 
 from meter_agent import _segment
+from meter_agent import _spool_format as form
 from meter_agent._spool_body import decode
 from meter_agent._spool_directory import SpoolDirectory
-from tests.spool.spools import MEBIBYTE, Spool, take_all
+from tests.spool.spools import MEBIBYTE, Spool, segments, take_all
 from tests.virtual import VirtualRuntime
-
-
-@pytest.fixture
-def runtime() -> VirtualRuntime:
-    return VirtualRuntime()
-
-
-def segments(path: Path) -> list[Path]:
-    return sorted(path.glob("*.segment"))
 
 
 class Struck(Exception):  # noqa: N818 - what a signal handler raises
@@ -156,10 +149,10 @@ def test_a_segment_that_nobody_keeps_lets_go_of_its_file(
     tmp_path: Path, runtime: VirtualRuntime
 ) -> None:
     directory = SpoolDirectory(tmp_path, MEBIBYTE, runtime)
-    before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         directory.make_segment(65_536)
-    assert len(os.listdir("/proc/self/fd")) == before
+    opened = {os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()}
+    assert not {path for path in opened if path.startswith(str(tmp_path))}
     assert len(list(directory.adopt())) == 5, "no claim is left behind"
 
 
@@ -213,16 +206,74 @@ def test_another_thread_of_a_child_waits_until_the_child_has_started_over(
     buffer = spool.buffer
     assert spool.record("tokens", "cus_1", 1)
     belongs: list[bool] = []
-    release = buffer._line[0].release
+    release = buffer._own.segments[0].release
 
     def look_and_release() -> None:
         belongs.append(buffer.belongs_to_this_process)
         release()
 
-    buffer._line[0].release = look_and_release  # type: ignore[method-assign]
+    buffer._own.segments[0].release = look_and_release  # type: ignore[method-assign]
     runtime.pid = 2
     thread = threading.Thread(target=buffer.start_over_after_fork)
     thread.start()
     thread.join()
     assert belongs == [False], "not before the parent's segments are out of reach"
     assert buffer.belongs_to_this_process
+
+
+def test_a_write_that_was_held_up_finds_a_sealed_segment_closed(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    spool = Spool(tmp_path, runtime)
+    assert spool.record("tokens", "cus_1", 1)
+    held_up = spool.buffer._own.gate.write
+    spool.buffer.seal()
+    with pytest.raises(ValueError):
+        held_up(b"a record")
+    assert len(spool.buffer) == 1
+
+
+def test_a_record_written_while_its_segment_is_sealed_is_in_it(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    spool = Spool(tmp_path, runtime)
+    assert spool.record("tokens", "cus_1", 1)
+    segment = spool.buffer._own.segments[0]
+    record = segment.read(form.HEADER_BYTES, segment.written_through())
+
+    class Mapping:
+        """Lets somebody write between the question where the end is and the answer's use."""
+
+        def __init__(self, data: mmap.mmap) -> None:
+            self.data = data
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.data, name)
+
+        def tell(self) -> int:
+            end = self.data.tell()
+            self.data.write(record)
+            return end
+
+    data = segment._data
+    segment._data = Mapping(data)  # type: ignore[assignment]
+    unpack = form.record_bytes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(form, "record_bytes", lambda _data, *place: unpack(data, *place))
+        segment.seal()
+    segment._data = data
+    assert len(take_all(spool.buffer)) == 2
+
+
+def test_an_event_whose_segment_went_before_record_looked_up_was_recorded_once(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    spool = Spool(tmp_path, runtime)
+    assert spool.record("tokens", "cus_1", 1)
+    gone = mmap.mmap(-1, 1)
+    gone.close()
+    spool.buffer._own.gate.tell = gone.tell
+    wakes = len(spool.wakes)
+    assert spool.record("tokens", "cus_1", 2)
+    assert len(spool.wakes) == wakes + 1
+    assert spool.buffer.counts().recorded == 2

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from meter_agent._transport import Route, Transport, TransportError, Trouble
+from meter_agent._reply import TransportError, Trouble
+from meter_agent._transport import Transport, Way
 from tests.wire.servers import listening
 
 CERTIFICATES = Path(__file__).parent / "certificates"
@@ -38,6 +39,17 @@ def test_a_get_has_no_body_and_no_content_type(transport: Transport) -> None:
     assert b"content-" not in request.lower()
 
 
+def test_a_get_between_posts_neither_breaks_nor_mixes_with_the_kept_connection(
+    transport: Transport,
+) -> None:
+    with listening(lambda connection, _: connection.sendall(ANSWER)) as server:
+        for _ in range(2):
+            assert transport.post(server.url, {}, b"{}", at_most_seconds=None).body == b"abcd"
+            assert transport.get(server.url, {}, at_most_seconds=None).body == b"abcd"
+        methods = [request.split(b" ")[0] for request in server.requests]
+    assert methods == [b"POST", b"GET"] * 2
+
+
 def test_a_get_reads_as_much_as_it_is_told_to(transport: Transport) -> None:
     with listening(lambda connection, _: connection.sendall(ANSWER)) as server:
         assert transport.get(server.url, {}, at_most_seconds=None, body_bytes_max=4).body == b"abcd"
@@ -45,17 +57,17 @@ def test_a_get_reads_as_much_as_it_is_told_to(transport: Transport) -> None:
             transport.get(server.url, {}, at_most_seconds=None, body_bytes_max=3)
 
 
-def test_the_route_names_proxy_and_certificates_and_no_password(
+def test_the_way_names_proxy_and_certificates_and_no_password(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://me:word@proxy.test:3128")
     monkeypatch.setenv("NO_PROXY", "localhost")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/ca.pem")
-    through = Route(proxy="http://***@proxy.test:3128", ca_bundle="/ca.pem")
-    assert transport.route("https://api.stripe.com/v2/x") == through
-    assert transport.route("https://localhost/v2/x").proxy is None
+    through = Way(proxy="http://***@proxy.test:3128", ca_bundle="/ca.pem")
+    assert transport.way("https://api.stripe.com/v2/x") == through
+    assert transport.way("https://localhost/v2/x").proxy is None
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
-    assert transport.route("https://api.stripe.com/v2/y").ca_bundle is None
+    assert transport.way("https://api.stripe.com/v2/y").ca_bundle is None
 
 
 def trouble_of(transport: Transport, url: str) -> Trouble:

@@ -56,7 +56,7 @@ def _check_stripe(
         yield not_checked("stripe", "the agent is disabled")
         return
     with contextlib.closing(Hosts(config)) as hosts:
-        way = list(hosts.check_routes())
+        way = list(hosts.check_ways())
         yield from way
         if offline:
             yield not_checked("stripe", "--offline: nobody was asked")

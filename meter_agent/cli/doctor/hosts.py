@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from meter_agent import Config
 from meter_agent._event import TIMESTAMP_FUTURE_SECONDS_MAX
-from meter_agent._transport import Route, Transport, TransportError, Trouble
+from meter_agent._reply import TransportError, Trouble
+from meter_agent._transport import Transport, Way
 from meter_agent.cli.doctor.finding import Finding, failed, not_checked, ok, warning
 from meter_agent.cli.exit_codes import ExitCode
 
@@ -77,22 +78,22 @@ class Hosts:
 
     # -- what needs no network -----------------------------------------------------------------
 
-    def check_routes(self) -> Iterator[Finding]:
+    def check_ways(self) -> Iterator[Finding]:
         """Yield which proxy and which certificates are used."""
-        routes = {url: self._transport.route(url) for url in self.urls().values()}
-        for url, route in routes.items():
-            if route.proxy is not None and _netloc(url).startswith(_LOOPBACK):
+        ways = {url: self._transport.way(url) for url in self.urls().values()}
+        for url, way in ways.items():
+            if way.proxy is not None and _netloc(url).startswith(_LOOPBACK):
                 yield failed(
                     "proxy",
-                    f"{_netloc(url)} is on this host, and asked through {_proxy_told(url, route)}",
+                    f"{_netloc(url)} is on this host, and asked through {_proxy_told(url, way)}",
                     _without_proxy(url),
                     ExitCode.USAGE,
                 )
                 return
-        told = sorted({_proxy_told(url, route) for url, route in routes.items()})
+        told = sorted({_proxy_told(url, way) for url, way in ways.items()})
         yield ok("proxy", ", ".join(told))
-        if any(url.startswith("https:") for url in routes):
-            yield _check_certificates(next(iter(routes.values())).ca_bundle)
+        if any(url.startswith("https:") for url in ways):
+            yield _check_certificates(next(iter(ways.values())).ca_bundle)
 
     # -- what needs it -------------------------------------------------------------------------
 
@@ -154,10 +155,10 @@ def _netloc(url: str) -> str:
     return urlsplit(url).netloc
 
 
-def _proxy_told(url: str, route: Route) -> str:
-    if route.proxy is None:
+def _proxy_told(url: str, way: Way) -> str:
+    if way.proxy is None:
         return f"none for {_netloc(url)}"
-    return f"{route.proxy} from {_proxy_variable(url)} for {_netloc(url)}"
+    return f"{way.proxy} from {_proxy_variable(url)} for {_netloc(url)}"
 
 
 def _proxy_variable(url: str) -> str:

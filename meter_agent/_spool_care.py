@@ -1,0 +1,210 @@
+"""What senders do for the files of the spool now and then, so that `record()` need not.
+
+They adopt what dead processes left, make the next segment before it is needed, leave memory when
+the disk is well again, notice files that somebody deleted, and sync.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from meter_agent import _spool_format as form
+from meter_agent._runtime import Runtime
+from meter_agent._segment import Segment
+from meter_agent._segment_line import SegmentLine
+from meter_agent._segment_supply import SegmentSupply
+from meter_agent._spool_directory import SpoolDirectory
+from meter_agent._spool_troubles import SpoolTroubles
+from meter_agent._written_line import WrittenLine
+
+__all__ = ["ADOPT_SECONDS", "SpoolCare"]
+
+ADOPT_SECONDS = 30.0
+_ADOPTED_SEGMENTS_MAX = 64  # at a time, with two descriptors each
+
+
+class SpoolCare:
+    """One sender at a time does it.
+
+    Args:
+        runtime: Clocks.
+        directory: Where the files are.
+        own: What this process writes.
+        adopted: What it takes over.
+        supply: Makes segments.
+        troubles: Gets to know what fails.
+        sync_seconds: Longest time between two syncs to the disk; 0: left to the kernel.
+        progress: Returns something else whenever an event or its mark may have changed.
+        is_open: Whether the buffer still takes events.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        directory: SpoolDirectory,
+        *,
+        own: WrittenLine,
+        adopted: SegmentLine,
+        supply: SegmentSupply,
+        troubles: SpoolTroubles,
+        sync_seconds: float,
+        progress: Callable[[], object],
+        is_open: Callable[[], bool],
+    ) -> None:
+        self._runtime = runtime
+        self._directory = directory
+        self._own = own
+        self._adopted = adopted
+        self._supply = supply
+        self._troubles = troubles
+        self._sync_seconds = sync_seconds
+        self._progress = progress
+        self._is_open = is_open
+
+    def start_over(self, lock: Any) -> None:
+        """Begin anew, as in a new process. *lock* is that of the buffer."""
+        self._lock = lock
+        self.adoptions = 0
+        """How often orphans have been looked for."""
+        self.quarantined = 0
+        """Damaged places found in adopted files."""
+        self._left_behind = False
+        self._looked_at = self._synced_at = float("-inf")
+        self._synced: object = self._progress()
+        self._counted_before = 0
+        # A deque, because `pop` is one step.
+        self._turn = deque([True])
+
+    def tend(self) -> None:
+        """Do what is due."""
+        try:
+            self._turn.pop()
+        except IndexError:
+            return  # another sender does it
+        try:
+            now = self._runtime.monotonic()
+            if now >= self._look_due_at():
+                self._looked_at = now
+                self._adopt()
+                self.adoptions += 1
+                self._look_after_own()
+            self._leave_memory()
+            self._prepare()
+            if self._sync_seconds and now >= self._synced_at + self._sync_seconds:
+                self._synced_at = now
+                self._sync()
+        finally:
+            self._turn.append(True)
+            self._troubles.tell()
+
+    def due_at(self) -> float:
+        """Return when `tend()` has something to do again, on the monotonic clock."""
+        due_at = self._look_due_at()
+        if self._sync_seconds and self._progress() != self._synced:
+            due_at = min(due_at, self._synced_at + self._sync_seconds)
+        current = self._own.current
+        if current is not None and current.path is None:
+            due_at = min(due_at, self._supply.rests_until)
+        return due_at
+
+    def _look_due_at(self) -> float:
+        if self._left_behind and len(self._adopted) < _ADOPTED_SEGMENTS_MAX // 2:
+            return float("-inf")
+        return self._looked_at + ADOPT_SECONDS
+
+    # -- what dead processes left --------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        self._left_behind = False
+        try:
+            self._adopt_segments()
+        except Exception as error:  # noqa: BLE001 - whatever ails the disk, sending goes on
+            self._troubles.failed(error)
+        for reason in self._directory.left_alone():
+            self._troubles.note("meter_agent.spool_file_left_alone", error=reason)
+
+    def _adopt_segments(self) -> None:
+        if len(self._adopted) >= _ADOPTED_SEGMENTS_MAX:
+            self._left_behind = True
+            return
+        for segment, damages in self._directory.adopt():
+            with self._lock:
+                if not self._is_open():
+                    segment.release()
+                    return
+                self.quarantined += len(damages)
+                self._adopted.add(segment)
+                if segment.open:
+                    self._troubles.note("meter_agent.spool_recovered", events=segment.open)
+                for damage in damages:
+                    self._troubles.note("meter_agent.spool_damaged", error=damage)
+                self._adopted.clear_away()
+                if len(self._adopted) >= _ADOPTED_SEGMENTS_MAX:
+                    self._left_behind = True
+                    return
+
+    # -- what this process writes --------------------------------------------------------------
+
+    def _look_after_own(self) -> None:
+        with self._lock:
+            # The prepared one first: the current one may have to be replaced by it.
+            if self._is_deleted(self._own.prepared):
+                self._own.prepared = None
+            if self._is_deleted(self._own.current) and self._is_open():
+                self._own.begin(form.HEADER_BYTES, self._lock)
+            # Nothing since the last look, and nothing waits: others may need the room.
+            self._own.count()
+            if self._own.counted == self._counted_before and self._own.give_back_current():
+                self._own.drop_prepared()
+            self._counted_before = self._own.counted
+
+    def _is_deleted(self, segment: Segment | None) -> bool:
+        if segment is None or segment.path is None:
+            return False
+        segment.look_whether_it_outlives()
+        if not segment.outlives:
+            self._troubles.failed(FileNotFoundError(f"{segment.path} was deleted while in use"))
+        return not segment.outlives
+
+    def _leave_memory(self) -> None:
+        # The disk may be well again, and what is recorded from now on would survive.
+        current = self._own.current
+        if current is not None and current.path is None:
+            self._make_next()
+            with self._lock:
+                if self._own.prepared is not None and self._is_open():
+                    self._own.begin(form.HEADER_BYTES, self._lock)
+
+    def _prepare(self) -> None:
+        with self._lock:
+            wanted = self._own.wants_preparation()
+        if wanted:
+            self._make_next()
+
+    def _make_next(self) -> None:
+        # Outside the lock, in which a caller of `record()` may be waiting.
+        segment = self._supply.make_file()
+        if segment is None:
+            return
+        with self._lock:
+            if self._is_open() and self._own.prepared is None:
+                self._own.prepared, segment = segment, None
+        if segment is not None:
+            self._supply.remove(segment)
+
+    def _sync(self) -> None:
+        with self._lock:
+            self._own.count()
+            progress = self._progress()
+            segments = (*self._own.segments, *self._adopted.segments)
+        if progress == self._synced:
+            return
+        try:
+            for segment in segments:
+                segment.sync()
+            self._directory.sync()
+            self._synced = progress
+        except OSError as error:
+            self._troubles.failed(error)

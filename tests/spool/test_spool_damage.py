@@ -1,0 +1,166 @@
+"""Damaged files: each intact record is delivered, and the rest kept with a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from meter_agent import _spool_format as form
+from meter_agent._ledger import Outcome
+from tests.spool.spools import (
+    Spool,
+    heir_of,
+    left_by_a_dead_process,
+    segments,
+    take,
+    take_all,
+    values,
+)
+from tests.virtual import VirtualRuntime
+
+
+def test_a_damaged_record_costs_itself_and_is_kept_with_a_reason(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    segment = left_by_a_dead_process(tmp_path, runtime)
+    content = bytearray(segment.read_bytes())
+    at = content.index(b'"cus_1",4]')
+    content[at] ^= 1
+    segment.write_bytes(content)
+    heir = heir_of(tmp_path, runtime)
+    counts = heir.buffer.counts()
+    assert (counts.recovered, counts.quarantined) == (9, 1)
+    assert values(take_all(heir.buffer)) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    (kept,) = (tmp_path / "quarantine").glob("*.bytes")
+    (why,) = (tmp_path / "quarantine").glob("*.json")
+    facts = json.loads(why.read_text())
+    assert facts["segment"] == segment.name
+    assert kept.read_bytes() == bytes(content[facts["offset"] : facts["end"]])
+    assert "intact" in facts["reason"]
+    assert [event for event, _ in heir.said] == [
+        "meter_agent.spool_recovered",
+        "meter_agent.spool_damaged",
+    ]
+
+
+def test_a_file_cut_off_at_any_place_gives_what_is_whole(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    segment = left_by_a_dead_process(tmp_path, runtime, events=3)
+    content = segment.read_bytes()
+    end = content.rindex(b"]") + 1
+    for length in range(end):
+        path = tmp_path / str(length)
+        path.mkdir(mode=0o700)
+        (path / segment.name).write_bytes(content[:length])
+        heir = heir_of(path, runtime)
+        held = values(take_all(heir.buffer))
+        assert held == list(range(len(held)))
+        assert heir.buffer.counts().recovered == len(held)
+        assert content[:length].count(b"]") >= len(held) >= content[:length].count(b"]\xff")
+        assert segments(path) == []
+
+
+def test_a_damaged_header_costs_nothing_because_the_name_says_it_too(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    spool = Spool(tmp_path, runtime)
+    for n in range(10):
+        spool.record("tokens", "cus_1", n)
+    before = {event.identifier for event in take(spool.buffer).open}
+    spool.die()
+    (segment,) = segments(tmp_path)
+    content = bytearray(segment.read_bytes())
+    for bit in range(8 * form.HEADER_BYTES):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        segment.write_bytes(damaged)
+        heir = heir_of(tmp_path, runtime)
+        assert {event.identifier for event in take(heir.buffer).open} == before
+        heir.die()
+
+
+def test_a_segment_of_a_later_version_is_left_alone(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    segment = left_by_a_dead_process(tmp_path, runtime)
+    content = bytearray(segment.read_bytes())
+    header = form.read_header(bytes(content))
+    assert header is not None
+    content[: form.HEADER_BYTES] = header._replace(version=form.VERSION + 1).to_bytes()
+    segment.write_bytes(content)
+    heir = heir_of(tmp_path, runtime)
+    assert heir.buffer.counts().recovered == 0
+    assert segment.read_bytes() == content
+    assert "version 2" in heir.said[0][1]["error"]
+
+
+def test_a_foreign_file_is_left_alone(tmp_path: Path, runtime: VirtualRuntime) -> None:
+    tmp_path.chmod(0o700)
+    for name, size in [("notes.txt", 5000), ("of somebody.segment", 5000), ("short.segment", 5)]:
+        (tmp_path / name).write_bytes(b"\0" * size)
+    heir = heir_of(tmp_path, runtime)
+    assert heir.buffer.counts().recovered == 0
+    assert len(list(tmp_path.iterdir())) == 3
+    assert heir.record("tokens", "cus_1", 1)
+
+
+def test_a_file_that_cannot_be_opened_does_not_keep_the_events_behind_it(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    left_by_a_dead_process(tmp_path, runtime)
+    (tmp_path / "0.segment").mkdir()
+    (tmp_path / "1.segment").symlink_to("/dev/null")
+    heir = heir_of(tmp_path, runtime)
+    assert heir.buffer.counts().recovered == 10
+    assert heir.buffer.counts().spool_failures == 1
+    assert "0.segment" in heir.said[-1][1]["error"]
+
+
+def test_events_whose_mark_is_damaged_may_have_been_sent_long_ago(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    segment = left_by_a_dead_process(tmp_path, runtime, events=1)
+    content = bytearray(segment.read_bytes())
+    content[form.HEADER_BYTES + form.MARK_AT] ^= 1
+    segment.write_bytes(content)
+    batch = take(heir_of(tmp_path, runtime).buffer)
+    ((wall, monotonic),) = batch.attempted.values()
+    assert wall == 0.0
+    assert runtime.monotonic() - monotonic == pytest.approx(runtime.clock.time())
+
+
+def test_a_record_that_is_damaged_while_its_owner_lives_is_counted_as_dropped(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    spool = Spool(tmp_path, runtime)
+    for n in range(10):
+        spool.record("tokens", "cus_1", n)
+    assert len(spool.buffer) == 10
+    segment = spool.buffer._own.segments[0]
+    at = segment.read(0, segment.bytes).index(b'"cus_1",4]')
+    segment._data[at] ^= 1
+    assert values(take_all(spool.buffer)) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    counts = spool.buffer.counts()
+    assert counts.dropped == {"damaged": 1}
+    assert counts.settled[Outcome.DELIVERED] == 9
+    assert (counts.recorded, counts.buffered, counts.in_flight) == (10, 0, 0)
+
+
+def test_a_damaged_piece_is_kept_only_where_there_is_room_for_it_and_its_reason(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    first = Spool(tmp_path, runtime)
+    first.record("tokens", "cus_1", 1)
+    first.die()
+    (path,) = segments(tmp_path)
+    with path.open("r+b") as file:
+        file.seek(form.HEADER_BYTES + form.RECORD_OVERHEAD_BYTES)
+        file.write(b"x")
+    second = Spool(tmp_path, runtime, bytes_max=path.stat().st_size + 100)
+    second.buffer.tend()
+    assert second.buffer.counts().quarantined == 1
+    assert not [file for file in tmp_path.rglob("quarantine/*") if file.is_file()]
+    assert "the spool is full" in second.said[-1][1]["error"]
