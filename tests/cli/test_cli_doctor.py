@@ -130,12 +130,12 @@ def test_no_key_is_ever_printed(patient: Patient, monkeypatch: pytest.MonkeyPatc
 
 def test_every_wrong_setting_is_told_and_its_advice_mends_it(patient: Patient) -> None:
     patient.set(METER_AGENT_BATCH_SIZE="many", METER_AGENT_READ_TIMEOUT_SECONDS="-1")
-    patient.set(METER_AGENT_RETRY_BASE_SECONDS="99")
+    patient.set(METER_AGENT_RETRY_BASE_SECONDS="99", METER_AGENT_BUFER_EVENTS="1")
     diagnosis = patient.ask()
     assert diagnosis.exit_code == 2
-    assert diagnosis.states("settings") == ["failed"] * 3
+    assert diagnosis.states("settings") == ["failed"] * 3 + ["warning"]
     assert diagnosis.of("everything else")["state"] == "not checked"
-    for finding in diagnosis.findings[:3]:
+    for finding in diagnosis.findings[:4]:
         patient.follow(finding["advice"])
     assert patient.ask().states("settings") == ["ok"]
 
@@ -220,6 +220,7 @@ def test_a_sandbox_behind_a_proxy_is_found_and_excepted(patient: Patient) -> Non
     assert diagnosis.of("stripe")["state"] == "not checked"
     assert "from HTTP_PROXY" in diagnosis.of("proxy")["detail"]
     assert_cured(patient, "proxy", "failed", exit_code=2)
+    assert os.environ["NO_PROXY"] == "example.com,127.0.0.1"
 
 
 def test_a_ca_bundle_that_is_not_there_is_found(
@@ -413,6 +414,7 @@ def test_payload_keys_that_a_meter_does_not_look_for_are_mended_by_the_setting(
     stripe.set_meters([Meter("it's", value_key="count"), Meter("seats", customer_key="org")])
     patient.set(METER_AGENT_PAYLOAD_KEYS='{"seats": {"customer_key": "org"}}')
     assert_cured(patient, "meters", "failed", "--event", "it's", exit_code=1)
+    assert "seats" in os.environ["METER_AGENT_PAYLOAD_KEYS"]
 
 
 def test_meters_that_nobody_named_are_a_warning_when_they_look_elsewhere(
