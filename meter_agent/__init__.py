@@ -6,6 +6,8 @@ Example:
     True
 """
 
+from typing import TYPE_CHECKING, Any
+
 from meter_agent._agent import MeterAgent
 from meter_agent._config import Config
 from meter_agent._dead_letters import DeadLetter
@@ -24,6 +26,9 @@ from meter_agent.exceptions import (
     StreamUnavailableError,
 )
 
+if TYPE_CHECKING:
+    from meter_agent._metered import MeteredCall, customer, metered
+
 __all__ = [
     "AuthenticationError",
     "Config",
@@ -33,6 +38,7 @@ __all__ = [
     "InvalidEventError",
     "MeterAgent",
     "MeterAgentError",
+    "MeteredCall",
     "RateLimitedError",
     "SessionExpiredError",
     "Stats",
@@ -41,8 +47,20 @@ __all__ = [
     "__version__",
     "close",
     "configure",
+    "customer",
     "flush",
     "get_agent",
+    "metered",
     "record",
     "stats",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What is built on `record()` is imported when it is first used: most processes never do.
+    if name in ("MeteredCall", "customer", "metered"):
+        from meter_agent import _metered  # noqa: PLC0415
+
+        globals().update({each: getattr(_metered, each) for each in _metered.__all__})
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

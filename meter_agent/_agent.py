@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 
     from requests.adapters import BaseAdapter
 
-__all__ = ["MeterAgent", "adopt", "build", "refusing"]
+__all__ = ["MeterAgent", "adopt", "build", "refusing", "standing_on"]
 
 _Result = TypeVar("_Result")
 
 _TIMEOUT_MAX = 1e8
 """Three years, in seconds: a lock can wait no longer than 292 of them."""
+
+MakePipeline = Callable[..., Pipeline]
+_make_pipeline: MakePipeline = Pipeline
 
 
 class MeterAgent:
@@ -87,7 +91,7 @@ class MeterAgent:
     ) -> None:
         self._config = config
         self._runtime = runtime or SystemRuntime()
-        self._pipeline = Pipeline(
+        self._pipeline = _make_pipeline(
             config,
             self._runtime,
             on_dead_letter=on_dead_letter,
@@ -252,6 +256,22 @@ def build(config: Config, **seams: Any) -> MeterAgent:
     agent = MeterAgent.__new__(MeterAgent)
     agent._assemble(config, **seams)  # noqa: SLF001
     return agent
+
+
+@contextmanager
+def standing_on(wrap: Callable[[MakePipeline], MakePipeline]) -> Iterator[None]:
+    """Within the block every agent that is built stands on what the wrapped maker returns.
+
+    For `meter_agent.testing`: agents are built by the application under test, so that there is no
+    constructor to hand something else to.
+    """
+    global _make_pipeline  # noqa: PLW0603
+    before = _make_pipeline
+    _make_pipeline = wrap(before)
+    try:
+        yield
+    finally:
+        _make_pipeline = before
 
 
 def refusing(reason: DropReason) -> MeterAgent:

@@ -493,6 +493,12 @@ class Config:
         return self.stream_url.split("/")[2]
 
     @property
+    def is_local(self) -> bool:
+        """Whether everything stays on this host: both addresses are loopback."""
+        hosts = (_URL.match(url) for url in (self.session_url, self.stream_url))
+        return all(host and _LOOPBACK.fullmatch(host["host"]) for host in hosts)
+
+    @property
     def dead_letter_path(self) -> Path | None:
         """The file of dead letters, if there is one."""
         if self.dead_letter_file is None and self.spool_dir is None:

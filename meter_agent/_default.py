@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -16,7 +17,7 @@ from meter_agent._ledger import DropReason, Stats
 from meter_agent._log import ERROR, write
 from meter_agent.exceptions import ConfigError
 
-__all__ = ["close", "configure", "flush", "get_agent", "record", "reopen", "stats"]
+__all__ = ["close", "configure", "flush", "get_agent", "record", "reopen", "set_aside", "stats"]
 
 
 class _Default:
@@ -134,6 +135,23 @@ def reopen() -> MeterAgent:
         return agent
     on_dead_letter, on_error = agent._pipeline.callbacks  # noqa: SLF001
     return configure(agent.config, on_dead_letter=on_dead_letter, on_error=on_error)
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """Within the block there is no default agent at first; afterwards the one before is it again.
+
+    Neither is closed or told of the other.
+    """
+    state = _default
+    with state.lock:
+        before = state.agent, state.wrong, state.record
+        state.agent, state.wrong, state.record = None, None, _record_first
+    try:
+        yield
+    finally:
+        with state.lock:
+            state.agent, state.wrong, state.record = before
 
 
 def _agent_or_refusal() -> MeterAgent:

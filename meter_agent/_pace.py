@@ -73,6 +73,7 @@ class Pace:
     def admit(self, events: int) -> Ticket | None:
         """Wait for the turn of a request with *events*; None when the agent closes first."""
         place = object()
+        has_waited = False
         with self._changed:
             self._queue.append(place)
             try:
@@ -86,10 +87,15 @@ class Pace:
                         return self._let_through(events)
                     if left is not None and wait is not None and wait > left:
                         return None
+                    if has_waited and self._queue[0] is not place:
+                        self._changed.notify()  # called out of turn: pass it on
                     self._changed.wait(left if wait is None else wait)
+                    has_waited = True
             finally:
                 self._queue.remove(place)
-                self._changed.notify_all()
+                # The next in line alone. All of them would take the interpreter lock in turns, from
+                # each other and from the application, to find that it is not theirs yet.
+                self._changed.notify()
 
     def succeeded(self, ticket: Ticket) -> None:
         """The server answered: failures are over."""
@@ -98,7 +104,7 @@ class Pace:
             if self._failures:
                 self._failures = 0
                 self._resume_at = self._not_before = 0.0
-                self._changed.notify_all()
+                self._changed.notify()
 
     def failed(
         self, ticket: Ticket, *, at_least_seconds: float = 0.0, slowly: bool = False
@@ -127,7 +133,6 @@ class Pace:
         """The request says nothing about the server's health (or was never sent)."""
         with self._changed:
             self._end_probe(ticket)
-            self._changed.notify_all()
 
     @property
     def failing(self) -> bool:
@@ -195,6 +200,7 @@ class Pace:
     def _end_probe(self, ticket: Ticket) -> None:
         if self._probing is ticket:
             self._probing = None
+            self._changed.notify_all()
 
     def _back_off_seconds(self, slowly: bool) -> float:
         doublings = min(self._failures - 1, 30)

@@ -236,6 +236,11 @@ class Pipeline:
         return self._buffer.is_closed
 
     @property
+    def retired(self) -> bool:
+        """Whether nobody has to close it: its agent is gone, or another took its place."""
+        return self._retired
+
+    @property
     def callbacks(self) -> Callbacks:
         """The application's *on_dead_letter* and *on_error*, as they were given."""
         return self._callbacks

@@ -479,6 +479,32 @@ def test_a_sandbox_wins_over_both_hosts() -> None:
     assert config.stream_host == "localhost:8282"
 
 
+@pytest.mark.parametrize(
+    ("settings", "local"),
+    [
+        ({"sandbox_url": "http://127.0.0.1:1"}, True),
+        ({"sandbox_url": "https://[::1]/stripe"}, True),
+        ({"sandbox_url": "https://localhost.example.com"}, False),
+        ({"sandbox_url": "https://127.0.0.1.example.com"}, False),
+        ({"api_key": "sk_test_1"}, False),
+        ({"api_key": "sk_test_1", "api_url": "http://localhost"}, False),
+        ({"api_key": "sk_test_1", "events_url": "http://localhost"}, False),
+        (
+            {
+                "api_key": "sk_test_1",
+                "api_url": "http://localhost",
+                "events_url": "http://127.0.0.2:9",
+            },
+            True,
+        ),
+    ],
+)
+def test_it_knows_whether_everything_stays_on_this_host(
+    settings: dict[str, Any], local: bool
+) -> None:
+    assert Config(**settings).is_local is local
+
+
 @pytest.mark.parametrize("url", ["https://proxy/stripe", "https://proxy/stripe//"])
 def test_a_slash_at_the_end_of_an_address_makes_no_difference(url: str) -> None:
     config = Config(api_key=KEY, api_url=url, events_url=url)

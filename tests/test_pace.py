@@ -152,7 +152,7 @@ def test_who_has_failed_goes_behind_those_who_wait() -> None:
         order.append("waiting")
         pace.failed(ticket)
 
-    thread = threading.Thread(target=wait_in_line)
+    thread = threading.Thread(target=wait_in_line, daemon=True)
     thread.start()
     queued.wait()
     while not pace._queue:
@@ -225,3 +225,65 @@ def test_a_flush_shortens_a_long_back_off_to_its_first_step(runtime: VirtualRunt
     pace.hurry()
     admitted(pace, 1)
     assert sum(runtime.waits) == pytest.approx(0.5)
+
+
+class CountingRuntime(SystemRuntime):
+    """The real one, with conditions that count how often somebody goes to sleep."""
+
+    def __init__(self) -> None:
+        self.sleeps = 0
+
+    def condition(self) -> Any:
+        condition: Any = super().condition()
+        wait = condition.wait
+
+        def count(timeout: float | None = None) -> Any:
+            self.sleeps += 1
+            return wait(timeout)
+
+        condition.wait = count
+        return condition
+
+
+def test_who_leaves_the_line_calls_the_next_and_nobody_else() -> None:
+    runtime = CountingRuntime()
+    pace = make_pace(runtime, events_per_second=10_000.0, burst_events=100)
+    admitted(pace, 1000)  # what the bucket holds at first
+
+    def send() -> None:
+        pace.succeeded(admitted(pace))
+
+    line = [threading.Thread(target=send, daemon=True) for _ in range(20)]
+    for thread in line:
+        thread.start()
+    for thread in line:
+        thread.join(20)
+    # Once until its turn comes, once for the bucket. All of them at each turn would be 200.
+    assert runtime.sleeps <= 60
+
+
+def test_the_probe_is_over_for_those_in_line_also_when_an_earlier_request_succeeds_meanwhile() -> (
+    None
+):
+    pace = make_pace(SystemRuntime(), base_seconds=0.001, max_seconds=0.001)
+    earlier, failing = admitted(pace, 1), admitted(pace, 1)
+    pace.failed(failing)
+    probe = admitted(pace, 1)
+    passed = threading.Event()
+
+    def wait_in_line() -> None:
+        pace.succeeded(admitted(pace, 1))
+        passed.set()
+
+    thread = threading.Thread(target=wait_in_line, daemon=True)
+    thread.start()
+    while not pace._queue:
+        pass
+    with pace._changed:
+        pass  # the one in line sleeps
+    pace.succeeded(earlier)
+    assert not passed.wait(0.05), "there is one probe at a time"
+    pace.succeeded(probe)
+    pace.returned(probe)
+    assert passed.wait(20)
+    thread.join(20)

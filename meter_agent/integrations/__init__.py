@@ -1,9 +1,11 @@
-"""Thin glue for servers and workers that end without telling Python.
+"""Thin glue: for servers and workers that end without telling Python, and for web frameworks.
 
 `meter_agent.integrations.asgi`
     A lifespan and a middleware for FastAPI, Starlette, Django and other ASGI applications.
 `meter_agent.integrations.celery`
     The process signals of Celery's prefork workers.
+`meter_agent.integrations.starlette`, `.flask`, `.django`
+    One event for each request that was answered.
 
 Nothing here is imported by `import meter_agent`. There is nothing for gunicorn: its sync and
 gthread workers run `atexit`, and its uvicorn workers run the lifespan.

@@ -101,6 +101,10 @@ class SandboxServer:
         self._thread.start()
         return self
 
+    def disconnect(self) -> None:
+        """Cut every connection, requests that hang or wait included; new ones are taken."""
+        self._server.disconnect()
+
     def stop(self) -> None:
         """Stop at once; requests that hang or wait are cut off. Idempotent."""
         self._server.should_exit = True
@@ -138,10 +142,22 @@ class _Server(uvicorn.Server):
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
         super().__init__(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def disconnect(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._cut)
+
+    def _cut(self) -> None:
         for connection in list(self.server_state.connections):
             connection.transport.abort()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._cut()
         # Each request that waits hears of the disconnect before uvicorn starts to wait for it.
         await asyncio.sleep(0)
         await super().shutdown(sockets)

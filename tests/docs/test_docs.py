@@ -27,12 +27,19 @@ DOCS = _generate.DOCS
 ROOT = DOCS.parent
 README = ROOT / "README.md"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
-HOSTS = ["web-servers.md", "celery.md"]
-"""Pages whose Python are files with a name, which tests/hosts runs under real servers."""
+FILES = {
+    "web-servers.md": "hosts",
+    "celery.md": "hosts",
+    "test-your-code.md": "testing",
+    "django.md": "integrations",
+    "fastapi.md": "integrations",
+    "flask.md": "integrations",
+}
+"""Pages whose Python are files with a name, and the folder of the tests that run them."""
 GUIDES = [
     README,
     DOCS / "index.md",
-    *sorted(page for page in (DOCS / "howto").glob("*.md") if page.name not in HOSTS),
+    *sorted(page for page in (DOCS / "howto").glob("*.md") if page.name not in FILES),
 ]
 """Pages whose Python is a script: the blocks of one page, one after another."""
 
@@ -113,11 +120,13 @@ def test_the_python_of_every_page_is_python(page: Path) -> None:
             compile(found["code"], str(page), "exec")
 
 
-@pytest.mark.parametrize("name", HOSTS)
-def test_every_file_that_a_page_shows_is_run_under_a_real_server(name: str) -> None:
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_that_a_page_shows_is_run(name: str) -> None:
     infos = {found["info"] for found in _FENCE.finditer((DOCS / "howto" / name).read_text())}
-    files = {info.removeprefix("python ") for info in infos} - {"notest"}
-    tests = "".join(path.read_text() for path in (ROOT / "tests" / "hosts").glob("test_*.py"))
+    files = {info.removeprefix("python ") for info in infos if info.startswith("python ")}
+    files -= {"notest"}
+    folder = ROOT / "tests" / FILES[name]
+    tests = "".join(path.read_text() for path in folder.glob("test_*.py"))
     assert files
     assert {file for file in files if f'"{file}"' not in tests} == set()
 

@@ -165,8 +165,24 @@ def test_stopping_cuts_off_what_hangs(sandbox: Sandbox, fault: Fault) -> None:
         assert wire.read_to_end() == b""
 
 
+def test_disconnecting_cuts_off_what_hangs_and_takes_new_connections(
+    server: SandboxServer,
+) -> None:
+    server.sandbox.add_fault(Fault("hang", times=1))
+    with wired(server) as wire, wired(server) as idle:
+        wire.send(event())
+        while len(get(server, "requests")["requests"]) < 3:
+            pass
+        server.disconnect()
+        assert (wire.read_to_end(), idle.read_to_end()) == (b"", b"")
+    with wired(server) as wire:
+        wire.send(event())
+        assert wire.read_until(b"\r\n\r\n{}").startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 def test_stopping_twice_and_unstarted_does_no_harm() -> None:
     server = SandboxServer()
+    server.disconnect()
     server.stop()
     server.stop()
 

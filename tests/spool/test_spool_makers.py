@@ -1,4 +1,4 @@
-"""Makers that come between each other: the bound of the disk holds at every step of each."""
+"""Processes that come between each other's steps: bounds hold, and nobody takes what has ended."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from meter_agent._segment import Segment
 from meter_agent._spool_directory import SpoolDirectory, SpoolFullError
+from tests.spool.spools import Spool
 from tests.virtual import VirtualRuntime
 
 SEGMENT_BYTES = 65_536
@@ -71,3 +72,26 @@ def test_of_two_that_reach_for_the_last_place_never_both_get_it(
         segment.remove()
     # Who drew back has left nothing behind that would keep the next one out.
     first.make_segment(SEGMENT_BYTES)
+
+
+def test_a_segment_that_is_deleted_between_its_opening_and_its_locking_is_not_adopted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An owner that evicts leaves the marks as they are: the file alone says that it has ended.
+    evicting = Spool(tmp_path, VirtualRuntime())
+    assert evicting.record("tokens", "cus_1", 1)
+    evicting.die()
+    (path,) = tmp_path.glob("*.segment")
+    open_file = os.open
+
+    def open_too_late(name: Any, *arguments: Any, **options: Any) -> int:
+        descriptor = open_file(name, *arguments, **options)
+        if name == path:
+            path.unlink()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_too_late)
+    heir = Spool(tmp_path, VirtualRuntime())
+    heir.buffer.tend()
+    assert not path.exists()
+    assert heir.buffer.counts().recovered == 0
