@@ -149,11 +149,11 @@ def test_space_that_will_not_do_is_told_with_a_limit_that_does(patient: Patient)
 
 
 MOUNTS = """\
-21 1 254:1 / / rw,relatime - ext4 /dev/vda rw
 22 21 0:20 / /mnt/my\\040files rw,nosuid shared:5 - nfs4 server:/export rw
 23 21 0:21 / /mnt/my\\040files/local rw - xfs /dev/vdb rw
 24 21 0:22 / /mnt/covered rw - xfs /dev/vdc rw
 25 21 0:23 / /mnt/covered rw - cifs //server/share rw
+21 1 254:1 / / rw,relatime - ext4 /dev/vda rw
 half a line
 """
 
