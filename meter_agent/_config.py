@@ -31,8 +31,10 @@ __all__ = [
     "SANDBOX_API_KEY",
     "SETTINGS",
     "Config",
+    "FoundSetting",
     "Kind",
     "Setting",
+    "find_settings",
     "unknown_variables",
 ]
 
@@ -45,6 +47,7 @@ SANDBOX_API_KEY: Final = "sk_test_meter_agent_sandbox"
 _SESSION_PATH = "/v2/billing/meter_event_session"
 _STREAM_PATH = "/v2/billing/meter_event_stream"
 _EVENT_PATH = "/v2/billing/meter_events"
+_METERS_PATH = "/v1/billing/meters"
 _FIRST_V2_VERSION = "2024-09-30"
 _KEY_FILE_BYTES_MAX = 4096
 _SHOWN_CHARACTERS_MAX = 100
@@ -480,6 +483,11 @@ class Config:
         return (self.sandbox_url or self.api_url).rstrip("/") + _EVENT_PATH
 
     @property
+    def meters_url(self) -> str:
+        """Where the meters are listed."""
+        return (self.sandbox_url or self.api_url).rstrip("/") + _METERS_PATH
+
+    @property
     def stream_host(self) -> str:
         """The host that takes the events, with its port if it has one; for logs."""
         return self.stream_url.split("/")[2]
@@ -535,6 +543,57 @@ SETTINGS: Final[tuple[Setting, ...]] = tuple(
     for item in fields(Config)
 )
 """Every setting, in the order of the reference page."""
+
+
+class FoundSetting(NamedTuple):
+    """A setting as it stands in front of an agent, to be shown: secrets are masked."""
+
+    setting: Setting
+    value: Any
+    """What is in force or, when it is wrong, what is written there."""
+    origin: str
+    """`keyword`, `default`, or the variable that it comes from."""
+    problem: str | None
+    """What is wrong with it by itself."""
+
+
+def find_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> list[FoundSetting]:
+    """Return every setting with its origin, also when some are wrong; `Config.from_env` for people.
+
+    Args:
+        environ: The variables; None for those of this process.
+        **overrides: Settings by keyword, as `Config.from_env` takes them.
+    """
+    environ = os.environ if environ is None else environ
+    overrides = {name: _freeze(name, value) for name, value in overrides.items()}
+    read, wrong = _read_environment(environ, overrides)
+    found = []
+    for setting in SETTINGS:
+        name, variable = setting.name, setting.variable
+        text = environ.get(variable, "").strip()
+        if name in overrides:
+            value, origin = overrides[name], "keyword"
+        elif name in wrong:
+            value, origin = text, variable
+        elif name in read:
+            value, origin = read[name], variable if text else "STRIPE_API_KEY"
+        else:
+            value, origin = setting.default, "default"
+        problem = wrong.get(name)
+        if problem is None and not setting.kind.accepts(value):
+            problem = _problem(setting, value)
+        found.append(FoundSetting(setting, _masked(setting, value), origin, problem))
+    return found
+
+
+def _masked(setting: Setting, value: Any) -> Any:
+    if isinstance(value, Secret):
+        return repr(value).strip("'")
+    if not isinstance(value, str):
+        return value
+    text = _KEY_ANYWHERE.sub(r"\1***", value)
+    # In quotes, for that is how the pattern knows an address.
+    return _SECRETS_IN_URL.sub("***", f"'{text}'")[1:-1] if setting.name.endswith("_url") else text
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[tuple[str, str | None]]:

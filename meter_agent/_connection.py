@@ -47,6 +47,7 @@ def open_stream(
         session_url=config.session_url,
         stream_url=config.stream_url,
         event_url=config.event_url,
+        meters_url=config.meters_url,
         read_api_key=config.read_api_key,
         headers=_stripe_headers(config),
         traffic=traffic,

@@ -1,8 +1,9 @@
-"""Stripe's meter event stream: its two endpoints, in and out, and the one for a single event.
+"""Stripe's meter event stream: its two endpoints, in and out, and those that only commands ask.
 
 `POST {api_url}/v2/billing/meter_event_session` opens a session with the API key,
 `POST {events_url}/v2/billing/meter_event_stream` takes up to 100 events with the session's token,
-`POST {api_url}/v2/billing/meter_events` takes one event with the API key and checks it at once.
+`POST {api_url}/v2/billing/meter_events` takes one event with the API key and checks it at once,
+`GET {api_url}/v1/billing/meters` lists the meters.
 Neither credential ever travels to the other's host.
 """
 
@@ -13,6 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from urllib.parse import quote
 
 from meter_agent._answer import Answer, Grant, Verdict, judge
 from meter_agent._ledger import Traffic
@@ -26,6 +28,8 @@ __all__ = ["MeterEventStream"]
 _USER_AGENT = f"meter-agent/{__version__}"
 _REDACTED = b"[secret]"
 _MESSAGE_CHARACTERS_MAX = 300
+_METERS_OF_A_PAGE = 40
+"""Stripe's own names of a meter have at most 250 characters: about 1.3 KB each."""
 _PIECE_BYTES = 2047
 
 
@@ -38,6 +42,7 @@ class MeterEventStream:
         session_url: Where sessions are opened.
         stream_url: Where events go.
         event_url: Where a single event goes to be checked at once.
+        meters_url: Where the meters are listed.
         read_api_key: Returns the API key at the moment it is needed.
         headers: `Stripe-Version` and, where configured, `Stripe-Account` and `Stripe-Context`.
         traffic: Counts requests and sessions.
@@ -52,6 +57,7 @@ class MeterEventStream:
         session_url: str,
         stream_url: str,
         event_url: str,
+        meters_url: str,
         read_api_key: Callable[[], str],
         headers: Mapping[str, str],
         traffic: Traffic,
@@ -62,6 +68,7 @@ class MeterEventStream:
         self._session_url = session_url
         self._stream_url = stream_url
         self._event_url = event_url
+        self._meters_url = meters_url
         self._read_api_key = read_api_key
         self._headers = {"User-Agent": _USER_AGENT, **headers}
         self._traffic = traffic
@@ -105,11 +112,20 @@ class MeterEventStream:
         """
         return self._ask_with_key(self._event_url, body)
 
+    def list_meters(self, starting_after: str | None = None) -> Answer:
+        """Return a page of the account's meters, behind the one with that id; never raises.
+
+        An accepted answer's body has them under `data`, and `has_more`. A page is as long as fits
+        into the 64 KiB that are read of an answer.
+        """
+        after = "" if starting_after is None else f"&starting_after={quote(starting_after)}"
+        return self._ask_with_key(f"{self._meters_url}?limit={_METERS_OF_A_PAGE}{after}", None)
+
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()
 
-    def _ask_with_key(self, url: str, body: bytes) -> Answer:
+    def _ask_with_key(self, url: str, body: bytes | None) -> Answer:
         try:
             api_key = self._read_api_key()
         except (OSError, ValueError) as error:
@@ -119,7 +135,7 @@ class MeterEventStream:
     def _exchange(
         self,
         url: str,
-        body: bytes,
+        body: bytes | None,
         secret: str,
         headers: Mapping[str, str],
         may_repeat: Callable[[], bool],
@@ -127,7 +143,7 @@ class MeterEventStream:
         authorization = Secret(f"Bearer {secret}")
         headers = {**self._headers, "Authorization": authorization, **headers}
         try:
-            reply, posted_twice = self._post(url, headers, body, may_repeat)
+            reply, sent_twice = self._send(url, headers, body, may_repeat)
         except TransportError as error:
             return Answer(
                 Verdict.RETRY,
@@ -143,19 +159,26 @@ class MeterEventStream:
         )
         if answer.request_id is not None and secret in answer.request_id:
             answer = replace(answer, request_id=_without(secret, answer.request_id))
-        if posted_twice and answer.verdict is not Verdict.ACCEPTED:
+        if sent_twice and answer.verdict is not Verdict.ACCEPTED:
             return replace(answer, maybe_accepted=True)
         return answer
 
-    def _post(
-        self, url: str, headers: Mapping[str, str], body: bytes, may_repeat: Callable[[], bool]
+    def _send(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        may_repeat: Callable[[], bool],
     ) -> tuple[Reply, bool]:
         # The second value: was it sent twice, the first time without an answer?
-        def post() -> Reply:
-            return self._transport.post(url, headers, body, at_most_seconds=self._seconds_left())
+        def send() -> Reply:
+            seconds = self._seconds_left()
+            if body is None:
+                return self._transport.get(url, headers, at_most_seconds=seconds)
+            return self._transport.post(url, headers, body, at_most_seconds=seconds)
 
         try:
-            return post(), False
+            return send(), False
         except TransportError as error:
             # It may have broken late, long after the request was sent.
             if not (error.stale and may_repeat()):
@@ -163,7 +186,7 @@ class MeterEventStream:
         # The server had closed a kept-alive connection before our request arrived. That says
         # nothing about its health, so once, at once, on a fresh connection (elastic/apm-agent#409).
         try:
-            return post(), True
+            return send(), True
         except TransportError as error:
             error.maybe_accepted = True
             raise

@@ -11,11 +11,12 @@ connection had been kept alive when it broke.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from meter_agent._reply import BODY_BYTES_MAX, Reply, TransportError, too_long
+from meter_agent._reply import BODY_BYTES_MAX, Reply, TransportError, Trouble, too_long
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from meter_agent._open_connection import OpenConnection
 
-__all__ = ["BODY_BYTES_MAX", "Reply", "Transport", "TransportError", "preload"]
+__all__ = ["BODY_BYTES_MAX", "Reply", "Transport", "TransportError", "Way", "preload"]
 
 _HEADERS = {"Content-Type": "application/json", "Accept": "*/*"}
 
@@ -37,6 +38,18 @@ class _Route(NamedTuple):
     """TLS and proxies, for requests."""
     is_forwarded: bool
     """Whether a proxy is asked for the whole URL, as is done without TLS."""
+
+
+_USER_IN_URL = re.compile(r"(?<=//)[^/]*@|^[^/]*@")
+
+
+class Way(NamedTuple):
+    """The way to a URL, as the environment has it, to be shown."""
+
+    proxy: str | None
+    """The proxy, with its user and password masked; None: there is none."""
+    ca_bundle: str | None
+    """File or directory of the certificates to trust; None: those that come with requests."""
 
 
 class Transport:
@@ -96,6 +109,41 @@ class Transport:
                 connection.close()
         return reply
 
+    def get(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        at_most_seconds: float | None,
+        body_bytes_max: int = BODY_BYTES_MAX,
+    ) -> Reply:
+        """Return the whole answer to a GET. For commands: no event is ever sent with one.
+
+        Raises:
+            TransportError: No complete answer with a body of at most *body_bytes_max* came.
+        """
+        route = self._route(url)
+        connection = self._open.pop(route.host, None)
+        if connection is not None:
+            connection.close()
+        request = route.template.copy()
+        request.method = "GET"
+        for name in ("Content-Type", "Content-Length"):
+            request.headers.pop(name, None)
+        request.headers.update(headers)
+        return self._send_by_requests(route, request, at_most_seconds, body_bytes_max)
+
+    def way(self, url: str) -> Way:
+        """Return which way requests to *url* take; asks nobody."""
+        from requests.utils import select_proxy  # noqa: PLC0415
+
+        settings = self._route(url).settings
+        proxy, verify = select_proxy(url, settings["proxies"]), settings["verify"]
+        return Way(
+            proxy=None if proxy is None else _USER_IN_URL.sub("***@", proxy),
+            ca_bundle=verify if isinstance(verify, str) else None,
+        )
+
     def _take_open(self, host: str) -> OpenConnection | None:
         connection = self._open.pop(host, None)
         if connection is None or connection.is_open:
@@ -106,16 +154,25 @@ class Transport:
     def _post_by_requests(
         self, route: _Route, headers: Mapping[str, str], body: bytes, at_most_seconds: float | None
     ) -> Reply:
+        request = route.template.copy()
+        request.body = body
+        request.headers.update(headers)
+        request.headers["Content-Length"] = str(len(body))
+        return self._send_by_requests(route, request, at_most_seconds, BODY_BYTES_MAX)
+
+    def _send_by_requests(
+        self,
+        route: _Route,
+        request: PreparedRequest,
+        at_most_seconds: float | None,
+        body_bytes_max: int,
+    ) -> Reply:
         # Imported here, by the sender thread: `import requests` costs the application 130 ms.
         import requests.exceptions as failures  # noqa: PLC0415
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
-        request, host = route.template.copy(), route.host
-        request.body = body
-        request.headers.update(headers)
-        request.headers["Content-Length"] = str(len(body))
-        kept_alive = host in self._kept_alive
-        self._kept_alive.discard(host)
+        kept_alive = route.host in self._kept_alive
+        self._kept_alive.discard(route.host)
         try:
             response = self._connected().send(
                 request, stream=True, timeout=self._timeouts(at_most_seconds), **route.settings
@@ -125,11 +182,11 @@ class Transport:
         except (OSError, ValueError) as error:
             # Not a failure of the network, which requests would have wrapped: a CA bundle that is
             # not there, for example.
-            raise TransportError(str(error), maybe_accepted=False) from None
+            raise TransportError(str(error), maybe_accepted=False, trouble="local") from None
         # Looked up before the answer is read to its end, for then it goes back to the pool.
         connection = getattr(response.raw, "connection", None)
         try:
-            reply = self._read(response)
+            reply = self._read(response, body_bytes_max)
         except (HTTPError, OSError, ValueError) as error:
             # Reading from urllib3's response raises urllib3's errors, not requests'.
             raise TransportError(f"the answer broke off: {error}", maybe_accepted=True) from None
@@ -199,12 +256,12 @@ class Transport:
         # Zero would mean "do not block" to a socket, and fail before anything was tried.
         return max(0.05, min(connect, at_most_seconds)), max(0.05, min(read, at_most_seconds))
 
-    def _read(self, response: Response) -> Reply:
+    def _read(self, response: Response, body_bytes_max: int) -> Reply:
         try:
-            body = response.raw.read(BODY_BYTES_MAX + 1, decode_content=True) or b""
-            if len(body) > BODY_BYTES_MAX:
+            body = response.raw.read(body_bytes_max + 1, decode_content=True) or b""
+            if len(body) > body_bytes_max:
                 response.raw.close()
-                raise too_long(response.status_code)
+                raise too_long(response.status_code, body_bytes_max)
         finally:
             response.close()
         return Reply(response.status_code, response.headers, body)
@@ -248,4 +305,23 @@ def _explained(error: Exception, *, kept_alive: bool) -> TransportError:
         f"{type(error).__name__}: {cause or error}",
         maybe_accepted=not never_left,
         stale=stale,
+        trouble=_trouble(error, cause),
     )
+
+
+def _trouble(error: Exception, cause: object) -> Trouble:
+    import requests.exceptions as failures  # noqa: PLC0415
+    from urllib3 import exceptions as causes  # noqa: PLC0415
+
+    if isinstance(error, failures.SSLError):
+        return "tls"
+    if isinstance(error, failures.ProxyError | failures.InvalidProxyURL):
+        return "proxy"
+    if isinstance(cause, causes.NameResolutionError):
+        return "name"
+    if isinstance(error, failures.ReadTimeout):
+        return "timeout"
+    unconnected = isinstance(error, failures.ConnectTimeout) or isinstance(
+        cause, causes.NewConnectionError | causes.ConnectTimeoutError
+    )
+    return "connect" if unconnected else "answer"

@@ -56,6 +56,7 @@ class World:
             ),
             session_url="http://127.0.0.1:1/v2/billing/meter_event_session",
             event_url="https://api.stripe.test/v2/billing/meter_events",
+            meters_url="http://127.0.0.1:1/v1/billing/meters",
             stream_url="http://127.0.0.1:1/v2/billing/meter_event_stream",
             read_api_key=lambda: "sk_test_1",
             headers={"Stripe-Version": "2026-10-28.endive"},

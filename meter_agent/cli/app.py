@@ -8,20 +8,52 @@ from typing import Any
 import click
 
 from meter_agent._version import __version__
+from meter_agent.cli.config_command import config
 from meter_agent.cli.dead_letters_command import dead_letters
 from meter_agent.cli.demo_command import demo
+from meter_agent.cli.doctor_command import doctor
 from meter_agent.cli.exit_codes import ExitCode
 from meter_agent.cli.groups import group_help
 from meter_agent.cli.import_command import import_files
 from meter_agent.cli.sandbox_command import sandbox
 from meter_agent.cli.send_command import send
 from meter_agent.cli.spool_command import spool
+from meter_agent.cli.status_command import status
 
 __all__ = ["app"]
 
 
 class _Group(click.Group):
-    """A group whose usage errors are one line, without the usage text around them."""
+    """A group whose usage errors are one line, without the usage text around them.
+
+    Its help lists commands by section.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._sections: dict[str, list[str]] = {}
+
+    def add_to(self, section: str, command: click.Command) -> None:
+        """Add *command* below the heading *section*."""
+        self.add_command(command)
+        self._sections.setdefault(section, []).append(command.name or "")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's name
+        """Return the names as the help has them."""
+        return [name for names in self._sections.values() for name in names]
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's name
+        formatter: click.HelpFormatter,
+    ) -> None:
+        """Write a list for each section."""
+        width = max(map(len, self.commands), default=0)
+        limit = formatter.width - 6 - width
+        for section, names in self._sections.items():
+            rows = [(name, self.commands[name].get_short_help_str(limit)) for name in names]
+            with formatter.section(section):
+                formatter.write_dl([(name.ljust(width), text) for name, text in rows])
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run, and exit with the status."""
@@ -61,9 +93,10 @@ def app(context: click.Context) -> None:
     group_help(context)
 
 
-app.add_command(dead_letters)
-app.add_command(demo)
-app.add_command(import_files)
-app.add_command(sandbox)
-app.add_command(send)
-app.add_command(spool)
+for section, commands in {
+    "Bill usage": (send, import_files),
+    "Look after it": (status, doctor, config, dead_letters, spool),
+    "Try it out": (sandbox, demo),
+}.items():
+    for command in commands:
+        app.add_to(section, command)

@@ -9,16 +9,20 @@ import click
 
 from meter_agent import Config, ConfigError
 
-__all__ = ["letter_file", "read_settings", "spool_directory"]
+__all__ = ["given_settings", "letter_file", "read_settings", "spool_directory"]
 
 
 def read_settings(**overrides: Any) -> Config:
     """Return the settings of the environment; those given as *overrides* win, unless None."""
-    given = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return Config.from_env(**given)
+        return Config.from_env(**given_settings(**overrides))
     except ConfigError as error:
         raise click.UsageError("; ".join(error.problems)) from None
+
+
+def given_settings(**options: Any) -> dict[str, Any]:
+    """Return those of *options* that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def spool_directory(given: Path | None) -> Path:

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Cut", "Reply", "RequestLog", "json_reply"]
+__all__ = ["Cut", "Reply", "RequestLog", "date_header", "json_reply"]
 
 Cut: TypeAlias = Literal["before", "after", "truncate", "hang"]
 
@@ -66,6 +67,14 @@ def json_reply(status: int, document: object, headers: Mapping[str, str] | None 
     """A reply that carries *document* as JSON."""
     body = b"" if status in (204, 304) else _encode(document)
     return Reply(status, {"Content-Type": "application/json", **(headers or {})}, body)
+
+
+def date_header(now: float) -> dict[str, str]:
+    """The `Date` header at *now*; none for a moment that HTTP cannot write."""
+    try:
+        return {"Date": formatdate(now, usegmt=True)}
+    except (OverflowError, OSError, ValueError):
+        return {}
 
 
 def _encode(document: Any) -> bytes:

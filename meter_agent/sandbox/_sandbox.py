@@ -23,7 +23,7 @@ from meter_agent.sandbox._events import MeterEvent, PayloadKeys, check_event, ev
 from meter_agent.sandbox._faults import Door, Fault, Faults, Strike
 from meter_agent.sandbox._ledger import Entry, Ledger, LedgerRow, TotalsDocument
 from meter_agent.sandbox._meters import Meter, Meters
-from meter_agent.sandbox._reply import Reply, RequestLog, json_reply
+from meter_agent.sandbox._reply import Reply, RequestLog, date_header, json_reply
 from meter_agent.sandbox._request import (
     EVENT_PATH,
     METERS_PATH,
@@ -162,8 +162,10 @@ class Sandbox:
             What to send, and how. It never raises and never sleeps.
         """
         bare_path, _, query = path.partition("?")
+        date: dict[str, str] = {}
         with self._lock:
             try:
+                date = date_header(self.now())
                 if _control.is_control(bare_path):
                     reply = _control.answer(self, method, bare_path, query, body)
                 else:
@@ -172,7 +174,7 @@ class Sandbox:
                 text = f"The sandbox failed: {type(error).__name__}: {error}"
                 reply = StripeError(500, "sandbox_error", text).reply()
             self._answered += 1
-            stamp = {"Request-Id": f"req_{self._answered:014d}"}
+            stamp = {"Request-Id": f"req_{self._answered:014d}", **date}
         return replace(reply, headers={**stamp, **reply.headers})
 
     # The user's side

@@ -134,6 +134,8 @@ class _Server(uvicorn.Server):
             loop="asyncio",
             ws="none",
             lifespan="off",
+            # The sandbox has a clock of its own, and tells it in `Date`.
+            date_header=False,
             # Logging is the application's to configure.
             log_config=None,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,

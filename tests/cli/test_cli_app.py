@@ -1,14 +1,17 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 import meter_agent
 from meter_agent.cli.app import app
 
-from .processes import run
+from .processes import PATIENCE_SECONDS, run
 
 
 @pytest.fixture
@@ -32,7 +35,8 @@ def test_no_command_at_all_is_answered_with_help_on_stderr(cli: CliRunner) -> No
     outcome = cli.invoke(app, [])
     assert outcome.exit_code == 2
     assert outcome.stdout == ""
-    assert "Commands:" in outcome.stderr
+    sections = [line for line in outcome.stderr.splitlines() if line.endswith(":")]
+    assert sections == ["Options:", "Bill usage:", "Look after it:", "Try it out:"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,7 @@ def _run_code(code: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("meter-agent s", ["plain,sandbox", "plain,send", "plain,spool"]),
+        ("meter-agent s", ["plain,send", "plain,status", "plain,spool", "plain,sandbox"]),
         ("meter-agent import --format p", ["plain,parquet"]),
         ("meter-agent send --val", ["plain,--validate"]),
         ("meter-agent import tra", ["file,tra"]),
@@ -124,6 +128,43 @@ def test_a_shell_is_told_how_a_word_goes_on(words: str, expected: list[str]) -> 
     }
     outcome = run(env=environ)
     assert outcome.stdout.split() == expected
+
+
+def test_a_real_bash_completes_the_commands() -> None:
+    script = """
+        eval "$(_METER_AGENT_COMPLETE=bash_source meter-agent)"
+        function=$(complete -p meter-agent | sed 's/.* -F //; s/ .*//')
+        COMP_WORDS=(meter-agent config s) COMP_CWORD=2
+        "$function" meter-agent
+        echo "${COMPREPLY[@]}"
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("show\n", "")
+
+
+def test_every_command_that_prints_data_has_json() -> None:
+    def leaves(group: click.Group, *above: str) -> Iterator[tuple[str, click.Command]]:
+        for name, command in group.commands.items():
+            if isinstance(command, click.Group):
+                yield from leaves(command, *above, name)
+            else:
+                yield " ".join([*above, name]), command
+
+    without = {
+        name
+        for name, command in leaves(app)
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
+    # The sandbox prints its URL alone; what an export writes is JSON Lines already.
+    assert without == {"sandbox", "spool export", "dead-letters export"}
 
 
 def test_python_m_is_the_same_as_the_script() -> None:

@@ -75,7 +75,7 @@ def test_a_status_can_play_a_proxy_that_answers_html(client: Client) -> None:
     reply = client.send(event())
 
     assert (reply.status, reply.body) == (200, b"<html>")
-    assert {name.lower() for name in reply.headers} == {"request-id", "content-type"}
+    assert {name.lower() for name in reply.headers} == {"request-id", "date", "content-type"}
 
 
 @pytest.mark.parametrize("status", [204, 304])

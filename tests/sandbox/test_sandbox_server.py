@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.request import ProxyHandler, build_opener
 
 import pytest
 import requests
@@ -358,3 +360,13 @@ def test_a_server_that_offers_no_connection_is_told_of_a_reset(sandbox: Sandbox)
 
 def test_an_application_makes_its_own_sandbox_when_given_none() -> None:
     assert isinstance(create_app().state.sandbox, Sandbox)
+
+
+def test_the_date_header_is_that_of_the_sandboxs_own_clock() -> None:
+    with SandboxServer() as server:
+        server.sandbox.advance(3600)
+        now = server.sandbox.now()
+        with build_opener(ProxyHandler({})).open(f"{server.url}/_sandbox/clock") as answer:
+            dates = answer.headers.get_all("Date")
+    assert len(dates) == 1
+    assert abs(parsedate_to_datetime(dates[0]).timestamp() - now) < 60

@@ -255,6 +255,7 @@ def stream_to(server: Listener, transport: Transport, traffic: Traffic) -> Meter
         transport=transport,
         session_url=server.url + "/v2/billing/meter_event_session",
         event_url=server.url + "/v2/billing/meter_events",
+        meters_url="http://127.0.0.1:1/v1/billing/meters",
         stream_url=server.url + "/v2/billing/meter_event_stream",
         read_api_key=lambda: "sk_test_key",
         headers={"Stripe-Version": "2026-10-28.endive"},

@@ -1,0 +1,93 @@
+"""Imports of files, as their journals tell; nothing is locked, and nothing changed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from meter_agent.cli.status.section import Section
+
+__all__ = ["imports_section"]
+
+_LOCKS = Path("/proc/locks")
+_SHOWN_MAX = 10
+
+
+def imports_section(directory: Path) -> Section:
+    """Return the imports whose journals are in *directory*."""
+    found = sorted(_imports(directory), key=lambda each: str(each["started_at"]))
+    unfinished = [each for each in found if each["state"] == "broken off"]
+    shown = [*unfinished, *(each for each in found if each not in unfinished)][:_SHOWN_MAX]
+    lines = [_line(each) for each in shown]
+    if len(found) > len(shown):
+        lines.append(f"and {len(found) - len(shown)} more in {directory}")
+    return Section(
+        "imports",
+        found,
+        tuple(lines) or ("none",),
+        tuple(
+            f"{each['file']}: the import was broken off behind row {each['last_row']}; the same"
+            " command with --resume goes on with it"
+            for each in unfinished
+        ),
+    )
+
+
+def _line(each: dict[str, Any]) -> str:
+    ledger = each["ledger"]
+    counts = ", ".join(
+        f"{ledger.get(name, 0)} {name.replace('_', '-')}"
+        for name in ("delivered", "dead_lettered", "uncertain", "rejected")
+        if ledger.get(name) or name == "delivered"
+    )
+    return f"{each['file']}: {each['last_row']} rows, {counts}; {each['state']}"
+
+
+def _imports(directory: Path) -> Iterator[dict[str, Any]]:
+    held = _held_files()
+    for path in directory.glob("*.journal"):
+        # A journal without a whole first line belongs to an import that has sent nothing.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            yield _read(path, held)
+
+
+def _read(path: Path, held: set[tuple[int, int, int]]) -> dict[str, Any]:
+    header: dict[str, Any] | None = None
+    ledger: dict[str, int] = {}
+    last_row, done = 0, False
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        for line in file:
+            note = json.loads(line) if line.endswith(b"\n") else {}
+            header = note.get("import", header)
+            ledger, last_row = note.get("ledger", ledger), note.get("ended", last_row)
+            done = done or "done" in note
+    if header is None:
+        raise ValueError
+    running = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino) in held
+    state = "running" if running else "done" if done else "broken off"
+    return {
+        "file": header["file"],
+        "started_at": header["started_at"],
+        "rejects": header["rejects"],
+        "journal": str(path),
+        "state": state,
+        "last_row": last_row,
+        "ledger": ledger,
+    }
+
+
+def _held_files() -> set[tuple[int, int, int]]:
+    # Looked up and not tried: an import that began while we held its lock would give up.
+    held = set()
+    with contextlib.suppress(OSError):
+        for line in _LOCKS.read_text().splitlines():
+            words = line.split()
+            if "FLOCK" in words and len(words) >= 6 and "->" not in words:
+                major, minor, inode = words[5].split(":")
+                held.add((int(major, 16), int(minor, 16), int(inode)))
+    return held
