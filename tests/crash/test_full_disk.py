@@ -24,6 +24,13 @@ from tests.virtual import ShiftedRuntime
 spool = pathlib.Path({disk!r}, "spool")
 runtime = ShiftedRuntime()
 
+told = threading.Event()
+class Ear(logging.Handler):
+    def emit(self, record):
+        if record.getMessage() == "meter_agent.spool_failed":
+            told.set()
+logging.getLogger().addHandler(Ear())  # behind the one that writes
+
 def live():
     agent = build(
         Config(sandbox_url=URL, spool_dir=spool, flush_interval_seconds=3600), runtime=runtime
@@ -37,6 +44,7 @@ def live():
     fill()
     record(5000)
     assert agent.flush(20)
+    assert told.wait(20)
     full = agent.stats()
     assert not list(spool.glob("*.segment"))
     free()

@@ -49,7 +49,7 @@ os.posix_fallocate = allocate_and_measure
 
 def work():
     agent = MeterAgent(sandbox_url=URL, spool_dir=spool, spool_bytes={spool_bytes})
-    delivers = me > 30 and me % 5 == 0 or me == workers
+    delivers = me > 30 and me % 8 == 0 or me == workers
     while delivers and not adopt(agent):
         pass
     for n in range({events}):
@@ -94,7 +94,7 @@ def test_two_hundred_short_workers_share_one_mebibyte_and_lose_nothing(
     # The first thirty leave more behind than the directory may hold, and it is filled to the brim.
     assert max(taken) == SPOOL_BYTES
     assert set(made) == {0, 1}, "nothing is prepared that is not wanted"
-    assert sum(recorded) > 0.5 * WORKERS * EVENTS
+    assert sum(recorded) > 0.2 * WORKERS * EVENTS, "room is made, again and again"
     assert recorded[WORKERS] == EVENTS, "there is room again"
     held = [EVENTS * worker + n for worker, count in enumerate(recorded) for n in range(count)]
     assert billed(sandbox) == held
