@@ -172,6 +172,10 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # asyncio does this for sockets that it has made itself. Without it an answer, which is
+        # written in two pieces, takes 40 ms.
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.app = functools.partial(_with_connection, self.app, _Connection(transport))
 
 
