@@ -74,7 +74,7 @@ class _Head(NamedTuple):
 
 
 class OpenConnection:
-    """Posts on the socket of *connection*, which urllib3 owns and has used once.
+    """Posts on the socket of *connection*, which urllib3 has used once.
 
     Args:
         connection: Kept alive, and with nothing left to read.
@@ -82,8 +82,9 @@ class OpenConnection:
     """
 
     def __init__(self, connection: Any, host: str) -> None:
-        self._connection = connection
-        self._socket = connection.sock
+        # Ours alone from now on: urllib3 would close it at the exit of the interpreter, where the
+        # last events are just being sent.
+        self._socket, connection.sock = connection.sock, None
         self._socket.settimeout(0)
         self._host = host
         self._used_at = SystemRuntime.monotonic()
@@ -104,7 +105,7 @@ class OpenConnection:
 
     def close(self) -> None:
         """Close the socket; urllib3 opens the next one."""
-        self._connection.close()
+        self._socket.close()
 
     def post(
         self, target: str, headers: Mapping[str, str], body: bytes, *, timeout: float
