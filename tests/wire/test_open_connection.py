@@ -117,9 +117,6 @@ class _Owner:
     def __init__(self, owned: socket.socket) -> None:
         self.sock = owned
 
-    def close(self) -> None:
-        self.sock.close()
-
 
 HEAD = b"HTTP/1.1 200 OK\r\nRequest-Id: req_1\r\n"
 ANSWERS = {
@@ -206,6 +203,26 @@ def test_an_answer_means_the_same_to_the_first_and_to_a_further_request(
             assert post_anew(transport, server.url + "/warm-up").status == 200
             transport.close()
     assert outcomes[0] == outcomes[1]
+
+
+def test_an_open_connection_outlives_what_urllib3_closes_at_the_exit(
+    transport: Transport,
+) -> None:
+    with listening(lambda connection, _: answer(connection)) as server:
+        post(transport, server.url)
+        adapter: Any = transport._adapter
+        for pool in list(adapter.poolmanager.pools._container.values()):
+            pool.close()
+        post(transport, server.url)
+        assert (server.connections, len(server.requests)) == (1, 2)
+
+
+def test_a_transport_that_is_closed_closes_its_open_connections(transport: Transport) -> None:
+    with listening(lambda connection, _: answer(connection)) as server:
+        post(transport, server.url)
+        (connection,) = transport._open.values()
+        transport.close()
+        assert connection._socket.fileno() == -1
 
 
 def test_what_nobody_asked_for_is_not_taken_for_the_next_answer(transport: Transport) -> None:
