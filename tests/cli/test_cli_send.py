@@ -134,7 +134,7 @@ def test_without_an_answer_it_is_uncertain_and_told_how_to_go_on(
     send: Send, stripe: Sandbox
 ) -> None:
     stripe.add_fault(Fault("hang", accept=True))
-    result = send("tokens", "cus_1", "--identifier", "e1", "--patience", "0.3")
+    result = send("tokens", "cus_1", "--identifier", "e1", "--patience", "2")
     assert (result.exit_code, result.stdout) == (5, "e1  uncertain\n")
     assert "within 24 hours, send it again with the same --identifier" in result.stderr
 

@@ -292,7 +292,7 @@ def test_a_row_in_doubt_that_became_too_old_is_uncertain(
     with monkeypatch.context() as two_hours_ago:
         two_hours_ago.setattr(time, "time", lambda: now - 7200)
         stripe.advance(-7200)
-        assert importer(file, *options, "--patience", "0.3").status == 5
+        assert importer(file, *options, "--patience", "2").status == 5
         stripe.advance(7200)
     stripe.go_on()
     outcome = importer(file, *options, "--resume")
