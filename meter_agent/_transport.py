@@ -213,9 +213,6 @@ class Transport:
             self._open.popitem()[1].close()
         if self._adapter is None:
             return
-        for connection in self._open.values():
-            connection.close()
-        self._open.clear()
         # Each by hand: urllib3 leaves it to a finalizer, which no longer runs at the exit of the
         # interpreter, and the application would hear of an unclosed socket there.
         for manager in _pool_managers(self._adapter):

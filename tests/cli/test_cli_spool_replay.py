@@ -156,9 +156,9 @@ def test_nobody_at_the_address_ends_it_with_5_when_the_patience_is_over(spool: P
 
 
 def test_progress_restarts_the_patience(spool: Path, url: str, stripe: Sandbox) -> None:
-    stripe.add_fault(Fault("delay", seconds=0.4))
+    stripe.add_fault(Fault("delay", seconds=0.9))
     environ = os.environ | {"METER_AGENT_MAX_IN_FLIGHT": "1"}
-    status, report, _ = replay(spool, "--sandbox-url", url, "--patience", "1", env=environ)
+    status, report, _ = replay(spool, "--sandbox-url", url, "--patience", "2.5", env=environ)
     assert (status, report["delivered"]) == (0, 300)
 
 
