@@ -15,6 +15,9 @@ interpreter = $(shell for python in python$(1) $$HOME/.pyenv/versions/$(1).*/bin
 PIP_INSTALL = -m pip install --disable-pip-version-check -qq
 RUN = .venv/bin/python -m
 BENCH = .venv-bench/bin/python -m
+# What depends on the version of Python; `make test` runs everything, on one of them.
+EVERYWHERE = $(addprefix tests/,agent crash hosts metered process security simulation spool wire) \
+	$(wildcard tests/test_*.py)
 # More for pytest: make test PYTEST="-x -k spool"
 PYTEST ?=
 # Most of their time the tests wait for processes and clocks, so more of them than cores go at once.
@@ -34,7 +37,7 @@ export COVERAGE_FILE = $(CURDIR)/.coverage
 help:
 	@echo "make demo      replay real usage into a local Stripe and compare the books"
 	@echo "make test      run the tests, with branch coverage"
-	@echo "make test-all  run the tests on each of $(VERSIONS) that is here"
+	@echo "make test-all  run what depends on it on each of $(VERSIONS) that is here"
 	@echo "make sim       try more simulated worlds: SEEDS=20000, or one again: SEED=7"
 	@echo "make crash     kill and restart processes that record: ROUNDS=100"
 	@echo "make mutants   break the code in many ways and see the tests fail"
@@ -59,7 +62,7 @@ test-all:
 test-3.%:
 	@if [ -z "$(call interpreter,3.$*)" ]; then echo "python 3.$*: not here, skipped"; exit 0; fi; \
 	$(MAKE) --no-print-directory .venv-3.$*/.stamp && \
-	echo "python 3.$*:" && .venv-3.$*/bin/python -m pytest -q -n $(WORKERS) $(PYTEST)
+	echo "python 3.$*:" && .venv-3.$*/bin/python -m pytest -q -n $(WORKERS) $(EVERYWHERE) $(PYTEST)
 
 lint: .venv/.stamp
 	@$(RUN) ruff check
