@@ -50,7 +50,7 @@ help:
 demo: .venv-demo/.stamp
 	@.venv-demo/bin/meter-agent demo
 
-test: .venv/.stamp
+test: .venv/.stamp .tools/promtool
 	@$(RUN) coverage erase
 	@$(RUN) coverage run -m pytest -q -n $(WORKERS) $(PYTEST)
 	@$(RUN) coverage combine -q
@@ -95,7 +95,7 @@ bench-pages: .venv-bench/.stamp
 	@$(BENCH) benchmarks.pages
 
 clean:
-	rm -rf .venv .venv-* .coverage .coverage.* docs/_build build dist
+	rm -rf .tools .venv .venv-* .coverage .coverage.* docs/_build build dist
 	rm -rf .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -113,6 +113,10 @@ clean:
 
 .venv-3.%/.stamp: pyproject.toml
 	$(call make_venv,$(call interpreter,3.$*),.venv-3.$*,dev)
+
+# Where it cannot be had, the one test that needs it fails and says so.
+.tools/promtool:
+	-@.ci/promtool
 
 .venv/.stamp-%: .venv/.stamp
 	@echo "installing the extra $*"

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from meter_agent._agent import MeterAgent
 from meter_agent._config import Config
 from meter_agent._dead_letters import DeadLetter
-from meter_agent._default import close, configure, flush, get_agent, record, stats
-from meter_agent._ledger import Stats
+from meter_agent._default import close, configure, flush, get_agent, health, record, stats
+from meter_agent._health import Health
+from meter_agent._ledger import RequestDurations, Stats
 from meter_agent._version import __version__
 from meter_agent.exceptions import (
     AuthenticationError,
@@ -35,11 +36,13 @@ __all__ = [
     "ConfigError",
     "DeadLetter",
     "EventRejectedError",
+    "Health",
     "InvalidEventError",
     "MeterAgent",
     "MeterAgentError",
     "MeteredCall",
     "RateLimitedError",
+    "RequestDurations",
     "SessionExpiredError",
     "Stats",
     "StreamError",
@@ -50,6 +53,7 @@ __all__ = [
     "customer",
     "flush",
     "get_agent",
+    "health",
     "metered",
     "record",
     "stats",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from meter_agent._config import Config
 from meter_agent._dead_letters import DeadLetter
+from meter_agent._health import Health, Room
 from meter_agent._ledger import DropReason, Stats
 from meter_agent._pipeline import Pipeline
 from meter_agent._runtime import Runtime, SystemRuntime
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from requests.adapters import BaseAdapter
 
-__all__ = ["MeterAgent", "adopt", "build", "refusing", "standing_on"]
+__all__ = ["MeterAgent", "adopt", "build", "refusing", "room", "standing_on"]
 
 _Result = TypeVar("_Result")
 
@@ -192,6 +193,18 @@ class MeterAgent:
         """Return a snapshot of the ledger. Cheap; callable from any thread."""
         return self._pipeline.stats()
 
+    def health(self) -> Health:
+        """Return how the agent is doing, for health endpoints and probes.
+
+        Cheap; callable from any thread. It makes no request; with a spool it lists its directory.
+        Neither `alive` nor `ready` depends on Stripe: see `Health`.
+
+        Example:
+            >>> agent.health().as_dict()  # doctest: +SKIP
+            {'alive': True, 'ready': True, 'degraded': False, 'problems': {}}
+        """
+        return self._pipeline.health()
+
     async def aflush(self, timeout: float | None = None) -> bool:
         """Do as `flush()` does, without blocking the event loop."""
         return await self._beside_the_loop(lambda: self.flush(timeout))
@@ -277,6 +290,11 @@ def standing_on(wrap: Callable[[MakePipeline], MakePipeline]) -> Iterator[None]:
 def refusing(reason: DropReason) -> MeterAgent:
     """Return an agent that refuses and counts every event."""
     return build(Config(disabled=True), refusal=reason)
+
+
+def room(agent: MeterAgent) -> Room:
+    """Return how much of what the waiting events of *agent* may take up is taken."""
+    return agent._pipeline.room()  # noqa: SLF001
 
 
 def adopt(agent: MeterAgent) -> bool:

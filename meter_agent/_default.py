@@ -13,11 +13,23 @@ from meter_agent import _lifecycle
 from meter_agent._agent import MeterAgent, refusing
 from meter_agent._config import Config
 from meter_agent._event_buffer import Record
+from meter_agent._health import Health
 from meter_agent._ledger import DropReason, Stats
 from meter_agent._log import ERROR, write
 from meter_agent.exceptions import ConfigError
 
-__all__ = ["close", "configure", "flush", "get_agent", "record", "reopen", "set_aside", "stats"]
+__all__ = [
+    "close",
+    "configure",
+    "current_agent",
+    "flush",
+    "get_agent",
+    "health",
+    "record",
+    "reopen",
+    "set_aside",
+    "stats",
+]
 
 
 class _Default:
@@ -88,6 +100,20 @@ def stats() -> Stats:
     return Stats() if agent is None else agent.stats()
 
 
+def health() -> Health:
+    """Return how the default agent is doing; see `MeterAgent.health`.
+
+    Before its first use all is well.
+
+    Example:
+        >>> import meter_agent
+        >>> meter_agent.health().alive
+        True
+    """
+    agent = _default.agent
+    return Health() if agent is None else agent.health()
+
+
 def configure(config: Config | None = None, **settings: Any) -> MeterAgent:
     """Build the default agent anew and return it.
 
@@ -120,6 +146,11 @@ def get_agent() -> MeterAgent:
     if _default.wrong is not None:
         raise _default.wrong
     return agent
+
+
+def current_agent() -> MeterAgent | None:
+    """Return the default agent as it is, closed or not; None before its first use."""
+    return _default.agent
 
 
 def reopen() -> MeterAgent:

@@ -236,6 +236,7 @@ class Delivery:
                 return None
             if answer.message:
                 self._traffic.last_error = answer.message
+            self._traffic.key_refused = answer.verdict is Verdict.UNAUTHORIZED and not free
             if _again(answer) and not free:
                 self._pace.failed(
                     ticket,

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from meter_agent._batch import Batch
 from meter_agent._event import MeterEvent
+from meter_agent._health import Room
 from meter_agent._ledger import Counts, DropReason, Outcome, Tally
 from meter_agent._runtime import Doorbell, Runtime
 
@@ -166,9 +167,23 @@ class EventBuffer(ABC):
         """Return each event of *batch* as it was recorded, with the identifier minted for it."""
 
     @property
+    def refusal(self) -> DropReason | None:
+        """Why events are refused; None while they are not."""
+        return self._refusal
+
+    @property
     def is_closed(self) -> bool:
         """Whether events are refused because the agent closed."""
         return self._refusal is DropReason.CLOSED
+
+    def room(self) -> Room:
+        """Return how much of what events may take up is taken."""
+        return Room(len(self), self.capacity)
+
+    @property
+    def is_makeshift(self) -> bool:
+        """Whether events wait in another place than they should, and might not survive there."""
+        return False
 
     @property
     def has_returned_batches(self) -> bool:

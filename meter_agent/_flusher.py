@@ -96,7 +96,7 @@ class Flusher:
         self._nobody_sends = deque([True])
         self._rest_until = 0.0
         self._no_rest = runtime.doorbell()
-        self._died_at = float("-inf")
+        self._died_at = self._dying_until = float("-inf")
         self._deaths = 0
         self._threadless = False
         self._changed = runtime.condition()
@@ -222,6 +222,7 @@ class Flusher:
         self._deaths += 1
         if now < self._died_at + _DEATHS_APART_SECONDS:
             self._rest_until = now + _REST_SECONDS
+            self._dying_until = now + _DEATHS_APART_SECONDS
         self._died_at = now
 
     def _rest(self) -> None:
@@ -397,6 +398,13 @@ class Flusher:
     def closing(self) -> bool:
         """Whether `drain()` has begun."""
         return self._closing
+
+    @property
+    def nobody_sends(self) -> bool:
+        """Whether events wait in vain: senders cannot be started, or die one after the other."""
+        threadless = self._threadless and bool(self._nobody_sends)
+        dying = self._runtime.monotonic() < self._dying_until
+        return (threadless or dying) and not self._buffer.is_drained
 
     def flush(self, timeout: float | None) -> bool:
         """Send what waits; True when everything recorded before the call is settled."""

@@ -14,10 +14,22 @@ from __future__ import annotations
 
 import enum
 import itertools
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Counts", "DropReason", "Outcome", "Stats", "Tally", "Traffic"]
+from meter_agent._runtime import Runtime, SystemRuntime
+
+__all__ = [
+    "Counts",
+    "DropReason",
+    "Outcome",
+    "RequestDurations",
+    "Stats",
+    "Stopwatch",
+    "Tally",
+    "Traffic",
+]
 
 
 class Outcome(enum.StrEnum):
@@ -100,18 +112,85 @@ class Counts:
         self.oldest_recorded_at: float | None = None
 
 
+_BOUNDS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDurations:
+    """How long requests took, connecting included, until the answer was read or given up.
+
+    Example:
+        >>> from meter_agent import Stats
+        >>> durations = Stats().request_durations
+        >>> durations.count, durations.bounds_seconds[0]
+        (0, 0.01)
+    """
+
+    bounds_seconds: tuple[float, ...] = _BOUNDS_SECONDS
+    """Upper bounds, each inclusive. Always the same."""
+
+    counts: tuple[int, ...] = (0,) * (len(_BOUNDS_SECONDS) + 1)
+    """Requests by the lowest bound that holds them, each counted once; the last one: by none."""
+
+    total_seconds: float = 0.0
+    """All of them together."""
+
+    @property
+    def count(self) -> int:
+        """Requests that have ended, in whatever way."""
+        return sum(self.counts)
+
+
+class Stopwatch:
+    """Counts durations; see `RequestDurations`."""
+
+    __slots__ = ("_counts", "_lock", "_total_seconds")
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._lock = runtime.reentrant_lock()
+        self._counts = list(RequestDurations().counts)
+        self._total_seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one request."""
+        bucket = bisect_left(_BOUNDS_SECONDS, seconds)
+        with self._lock:
+            self._counts[bucket] += 1
+            self._total_seconds += seconds
+
+    def read(self) -> RequestDurations:
+        """Return what was counted so far."""
+        with self._lock:
+            return RequestDurations(counts=tuple(self._counts), total_seconds=self._total_seconds)
+
+
 class Traffic:
-    """What went over the wire, counted by the sender threads."""
+    """What went over the wire, counted by the sender threads.
 
-    __slots__ = ("last_error", "last_success_at", "requests", "retries", "sessions", "splits")
+    Args:
+        runtime: Locks; None: the system's.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "durations",
+        "key_refused",
+        "last_error",
+        "last_success_at",
+        "requests",
+        "retries",
+        "sessions",
+        "splits",
+    )
+
+    def __init__(self, runtime: Runtime | None = None) -> None:
+        self.durations = Stopwatch(runtime or SystemRuntime())
         self.requests = Tally()
         self.retries = Tally()
         self.sessions = Tally()
         self.splits = Tally()
         self.last_success_at: float | None = None
         self.last_error: str | None = None
+        self.key_refused = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +235,12 @@ class Stats:
 
     requests: int = 0
     """Batches put on the wire, retries included, session requests excluded."""
+
+    in_flight_requests: int = 0
+    """Requests that are on the wire at this moment, session requests excluded."""
+
+    request_durations: RequestDurations = field(default_factory=RequestDurations)
+    """How long requests took, session requests excluded; see `RequestDurations`."""
 
     retries: int = 0
     """Requests that carried the same bytes again."""

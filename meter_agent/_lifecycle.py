@@ -26,10 +26,12 @@ from meter_agent._runtime import SystemRuntime
 
 __all__ = [
     "arrange_child_exit",
+    "call_after_close",
     "call_after_fork",
     "close_all",
     "is_exiting",
     "register",
+    "tell_closed",
     "unregister",
 ]
 
@@ -64,6 +66,7 @@ class _State:
         # A dict for its order, and because each of its operations used here is one step.
         self.pipelines: dict[Closable, None] = {}
         self.after_fork: dict[Callable[[], None], None] = {}
+        self.after_close: dict[Callable[[float], None], None] = {}
         self.installed = False
         # An import that comes after the main thread has ended may be that of an exit handler, and
         # an exit handler that it registers is not called any more.
@@ -97,6 +100,21 @@ def call_after_fork(renew: Callable[[], None]) -> None:
     """Call *renew*, once in each forked child, before the agents start over."""
     _state.after_fork[renew] = None
     _install()
+
+
+def call_after_close(tell: Callable[[float], None]) -> None:
+    """Call *tell* whenever an agent has closed and its ledger is final.
+
+    It is given the deadline of that close (monotonic seconds), must keep to it, or take no more
+    than moments when that is past, and must not raise.
+    """
+    _state.after_close[tell] = None
+
+
+def tell_closed(deadline: float) -> None:
+    """An agent has closed, and its caller waits until *deadline*."""
+    for tell in list(_state.after_close):
+        tell(deadline)
 
 
 def is_exiting() -> bool:

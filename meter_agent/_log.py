@@ -44,6 +44,7 @@ LOG_EVENTS = {
     "meter_agent.spool_damaged": "Damage was found in the spool; *error* says where it is kept.",
     "meter_agent.dead_letters_unwritable": "The dead-letter file could not be written.",
     "meter_agent.callback_failed": "A callback of the application raised.",
+    "meter_agent.metrics_unwritable": "The metrics of this process cannot be written.",
     "meter_agent.sender_died": "A sender thread ended with an error; another takes over.",
     "meter_agent.sigterm_not_handled": "SIGTERM can only be handled from the main thread.",
     "meter_agent.closed": "The agent closed; the line holds the final ledger.",

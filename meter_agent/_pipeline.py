@@ -14,6 +14,7 @@ from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReas
 from meter_agent._event import EventEncoder, MeterEvent
 from meter_agent._event_buffer import EventBuffer, Record
 from meter_agent._flusher import Flusher, Work
+from meter_agent._health import Health, Room, diagnose
 from meter_agent._imports import forget_unfinished
 from meter_agent._ledger import DropReason, Outcome, Stats, Traffic
 from meter_agent._log import ERROR, INFO, WARNING, EventLog, write
@@ -117,7 +118,7 @@ class Pipeline:
         self._told = False
         self._end = runtime.condition()
         self._log = EventLog(runtime)
-        self._traffic = Traffic()
+        self._traffic = Traffic(runtime)
         self._overflow_told = 0
         on_dead_letter, on_error = self._callbacks
         self._on_error = self._guarded(on_error)
@@ -250,6 +251,23 @@ class Pipeline:
         self._notice_fork()
         return self._read_stats()
 
+    def health(self) -> Health:
+        """See `MeterAgent.health`."""
+        self._notice_fork()
+        return diagnose(
+            self._read_stats(),
+            self.room(),
+            refusal=self._buffer.refusal,
+            nobody_sends=self._flusher.nobody_sends,
+            key_refused=self._traffic.key_refused,
+            requests_fail=self._pace.failing,
+            spool_fails=self._buffer.is_makeshift,
+        )
+
+    def room(self) -> Room:
+        """Return how much of what waiting events may take up is taken."""
+        return self._buffer.room()
+
     def begin_close(self, deadline: float) -> None:
         """Let nothing more in and send what waits; `finish_close` waits for it."""
         self._notice_fork()
@@ -291,6 +309,7 @@ class Pipeline:
         self._telling_in = self._runtime.thread_id()
         self._log.fall_silent(min(deadline, self._runtime.monotonic()) + _LAST_LINE_SECONDS)
         self._tell_end(self._final)
+        _lifecycle.tell_closed(deadline)
         with self._end:
             self._told = True
             self._end.notify_all()
@@ -356,11 +375,15 @@ class Pipeline:
 
     def _read_stats(self) -> Stats:
         traffic = self._traffic
-        wire: dict[str, int] = {}
+        wire: dict[str, Any] = {}
 
         def read_traffic() -> None:
+            durations = traffic.durations.read()  # first: whatever has ended, had begun
+            requests = traffic.requests.read()
             wire.update(
-                requests=traffic.requests.read(),
+                requests=requests,
+                in_flight_requests=requests - durations.count,
+                request_durations=durations,
                 retries=traffic.retries.read(),
                 sessions=traffic.sessions.read(),
                 splits=traffic.splits.read(),

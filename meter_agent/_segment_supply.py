@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 
 from meter_agent import _spool_format as form
+from meter_agent._health import Room
 from meter_agent._identifier import draw_prefix
 from meter_agent._runtime import Runtime
 from meter_agent._segment import Segment
@@ -50,6 +51,7 @@ class SegmentSupply:
         self._runtime = runtime
         self._directory = directory
         self._troubles = troubles
+        self._bytes_max = bytes_max
         self._file_bytes_max = max(SEGMENT_BYTES_MIN, min(SEGMENT_BYTES_MAX, bytes_max // 8))
         self._memory_bytes_max = max(SEGMENT_BYTES_MIN, memory_events * _MEMORY_BYTES_PER_EVENT)
         self.start_over()
@@ -72,6 +74,14 @@ class SegmentSupply:
     def rests_until(self) -> float:
         """Until when, on the monotonic clock, no file is asked for."""
         return max(self._failed_until, self._full_until)
+
+    def room(self) -> Room:
+        """Return how much of *bytes_max* is taken, by the files of all processes together."""
+        try:
+            used = self._directory.bytes_reserved()
+        except OSError:
+            used = 0  # not there yet, or gone
+        return Room(used, self._bytes_max, in_bytes=True)
 
     def make(self, bytes_min: int, *, memory_taken: int) -> Segment | None:
         """Return a segment, of memory if the disk fails; None: there is no room for one.

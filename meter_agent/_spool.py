@@ -27,6 +27,7 @@ from meter_agent import _spool_format as form
 from meter_agent._batch import Batch
 from meter_agent._event import EventTuple, MeterEvent
 from meter_agent._event_buffer import NEVER, EventBuffer, Record, copied
+from meter_agent._health import Room
 from meter_agent._ledger import Counts, DropReason, Outcome
 from meter_agent._runtime import Runtime
 from meter_agent._segment import Segment
@@ -287,6 +288,16 @@ class SpoolBuffer(EventBuffer):
     def capacity(self) -> int:
         """Most events that may wait: as many as *spool_bytes* hold, which depends on their size."""
         return NEVER
+
+    def room(self) -> Room:
+        """Return what the files of all processes take of *spool_bytes*."""
+        return self._supply.room()
+
+    @property
+    def is_makeshift(self) -> bool:
+        """Whether memory has taken over from the disk."""
+        current = self._own.current
+        return not self._supply.makes_files or (current is not None and current.path is None)
 
     def set_alarm(self, length: int) -> None:
         """Ask to be woken when about *length* events wait. Look at `len()` afterwards."""

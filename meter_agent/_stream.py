@@ -101,7 +101,12 @@ class MeterEventStream:
         body = b'{"events":[' + b",".join(bodies) + b"]}"
         key = _digest(body)
         self._traffic.requests.up()
-        return self._exchange(self._stream_url, body, token, {"Idempotency-Key": key}, may_repeat)
+        began = self._runtime.monotonic()
+        headers = {"Idempotency-Key": key}
+        try:
+            return self._exchange(self._stream_url, body, token, headers, may_repeat)
+        finally:
+            self._traffic.durations.add(self._runtime.monotonic() - began)
 
     def check(self, body: bytes) -> Answer:
         """Send one event to the endpoint that checks it at once, and records it; never raises.
