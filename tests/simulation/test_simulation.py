@@ -47,13 +47,13 @@ def test_worlds_differ(tmp_path: Path) -> None:
 def test_the_worlds_meet_every_way_an_event_can_end(tmp_path: Path) -> None:
     met = dict.fromkeys(("delivered", "dead_lettered", "uncertain", "splits", "retries"), 0)
     drops: set[str] = set()
-    for seed in range(60):
-        stats = run_seed(seed, tmp_path).books.final
+    seeds = iter(range(400))  # the rarest of them is met in about one world of a hundred
+    while not all(met.values()) or len(drops) < 3:
+        stats = run_seed(next(seeds), tmp_path).books.final
         assert stats is not None
         for name in met:
             met[name] += getattr(stats, name)
         drops.update(stats.dropped)
-    assert all(met.values())
     assert drops == {"overflow", "closed", "shutdown"}
 
 
