@@ -19,7 +19,7 @@ from meter_agent._imports import forget_unfinished
 from meter_agent._ledger import DropReason, Outcome, Stats, Traffic
 from meter_agent._log import ERROR, INFO, WARNING, EventLog, write
 from meter_agent._pace import Pace
-from meter_agent._runtime import Runtime
+from meter_agent._runtime import Runtime, threads_are_greenlets
 from meter_agent.exceptions import ConfigError, MeterAgentError
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ class Pipeline:
         # In the sender thread: requests, tenacity and ssl cost 200 ms to import, which the
         # application's thread does not pay. The `record()` that has started this thread wants the
         # interpreter lock back first, which imports do not give away for 5 ms at a time.
-        if "requests" not in sys.modules:
+        # Not so with greenlets: the process may end meanwhile, and then gevent resolves no names.
+        if "requests" not in sys.modules and not threads_are_greenlets():
             self._runtime.doorbell().wait(_STEP_BACK_SECONDS)
         from meter_agent._delivery import BodyLimit, Delivery  # noqa: PLC0415
         from meter_agent._sender import Sender  # noqa: PLC0415

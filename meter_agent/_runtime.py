@@ -27,6 +27,7 @@ __all__ = [
     "ReentrantLock",
     "Runtime",
     "SystemRuntime",
+    "threads_are_greenlets",
 ]
 
 
@@ -205,7 +206,7 @@ class SystemRuntime:
         return _QueueDoorbell()
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
-        if isinstance(_thread.start_new_thread, types.BuiltinFunctionType):
+        if not threads_are_greenlets():
             run = _unheard(target)
             threading.Thread(target=run, name=name, daemon=True).start()
         else:
@@ -213,6 +214,11 @@ class SystemRuntime:
             # which a signal handler in gevent's loop cannot; and in a forked child, where greenlets
             # live on, the end of `Thread` would fail on the books that `threading` has cleared.
             _thread.start_new_thread(target, ())
+
+
+def threads_are_greenlets() -> bool:
+    """Whether gevent has replaced what starts threads."""
+    return not isinstance(_thread.start_new_thread, types.BuiltinFunctionType)
 
 
 def _unheard(target: Callable[[], None]) -> Callable[[], None]:

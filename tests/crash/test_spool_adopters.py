@@ -76,26 +76,24 @@ assert agent.flush(20)
 
 DIES_AT = """
 import itertools, json, pathlib
-import requests
 from meter_agent import Config, _spool_format
-from meter_agent._agent import build
+from meter_agent._transport import Transport
 spool = pathlib.Path({spool!r})
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-class Wire(requests.adapters.HTTPAdapter):
-    def __init__(self, moment, left):
-        super().__init__()
-        self.moment, self.left = moment, left
-    def send(self, request, **options):
-        last = "event_stream" in request.url and not next(self.left)
-        if last and self.moment == "before":
+def die_while_sending(moment, count):
+    left, post = itertools.count(count, -1), Transport.post
+    def die_or_post(self, url, *arguments, **options):
+        last = "event_stream" in url and not next(left)
+        if last and moment == "before":
             die()
-        answer = super().send(request, **options)
-        if last and self.moment == "after":
+        reply = post(self, url, *arguments, **options)
+        if last and moment == "after":
             die()
-        return answer
+        return reply
+    Transport.post = die_or_post
 
 def die_while_marking(marks):
     left, write = itertools.count(marks, -1), _spool_format.write_mark
@@ -108,10 +106,9 @@ def die_while_marking(marks):
 def live(moment, count):
     if moment == "marking":
         die_while_marking(100 * count + 50)
-    left = itertools.count(count, -1)
-    agent = build(
-        Config(sandbox_url=URL, spool_dir=spool), open_adapter=lambda: Wire(moment, left)
-    )
+    elif moment in ("before", "after"):
+        die_while_sending(moment, count)
+    agent = MeterAgent(Config(sandbox_url=URL, spool_dir=spool))
     if moment == "recording":
         for n in range(count):
             assert agent.record("tokens", "cus_1", n)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+import requests  # noqa: F401 - see below
+
 from meter_agent import _buffer, _delivery, _lifecycle, _log, _segment, _sender, _spool, _stream  # noqa: F401 - see below
 from tests.simulation.scheduler import BrokenPromiseError
 from tests.simulation.shared_world import SharedWorld
