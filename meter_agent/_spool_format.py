@@ -51,7 +51,6 @@ RECORD_OVERHEAD_BYTES = RECORD_HEAD.size
 MARK_AT = 8
 """Where in a record its mark is."""
 
-# One store of eight bytes: a process that is killed leaves the old mark or the new one.
 _MARK = struct.Struct("<Q")
 NEVER_ATTEMPTED = 0
 SETTLED = int.from_bytes(b"\x5aSETTLE\xa5", "little")
@@ -187,5 +186,11 @@ def _checked(low: int) -> int:
 
 
 def write_mark(data: mmap, offset: int, mark: int) -> None:
-    """Set the mark of the record at *offset*."""
-    _MARK.pack_into(data, offset + MARK_AT, mark)
+    """Set the mark of the record at *offset*.
+
+    A process that is killed meanwhile leaves the old mark or the new one. At worst, with a C
+    library that copies eight bytes in pieces, it leaves a damaged one, which counts as sent.
+    """
+    # Not `pack_into`: it begins by writing zeros, and those say that the event was never sent.
+    start = offset + MARK_AT
+    data[start : start + _MARK.size] = _MARK.pack(mark)

@@ -95,7 +95,7 @@ def _live_and_die(url: str, directory: Path, life: int, random: Random) -> list[
         process.stdin.flush()
         time.sleep(random.random() * _LIFE_SECONDS_MAX)
         process.kill()
-    return list(struct.unpack(f"<{recorder.THREADS}Q", log.read_bytes()))
+    return list(struct.unpack(f"={recorder.THREADS}Q", log.read_bytes()))
 
 
 def _compare(rounds: int, counters: list[int], sandbox: Sandbox, spool: Path) -> Report:
