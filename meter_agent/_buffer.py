@@ -2,9 +2,11 @@
 
 What it guarantees:
 
-- `record()` on its fast path is one append to a deque and two looks: no lock, no call that gives
+- `record()` on its fast path is one `extend` of a deque and two looks: no lock, no call that gives
   the interpreter lock away, nothing that another thread, a signal handler or `__del__` could find
   half done.
+- Waiting events are nothing to the garbage collector. They lie in the deque piece by piece: a tuple
+  for each would count towards the next collection, every 700 calls, in the caller.
 - Never more than *capacity* events wait. The last 1 024 places are handed out under a lock, so that
   threads racing between the look at the door and the append do not overshoot; a smaller buffer
   hands out all of its places under the lock. A thread that is held up just there while the others
@@ -18,7 +20,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import repeat, starmap
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from meter_agent._batch import Batch
 from meter_agent._event_buffer import NEVER, EventBuffer, Record, copied
@@ -30,6 +34,20 @@ __all__ = ["RingBuffer"]
 
 _PLACES_UNDER_LOCK = 1024
 _PLACES_KEPT_FROM_NESTED_CALLS = 8
+
+
+class _Details(NamedTuple):
+    """The rare part of an event. It comes first, and tells where an event begins."""
+
+    timestamp: Any
+    identifier: str | None
+    payload: Any
+
+
+_NO_DETAILS = _Details(None, None, None)
+_PIECES = 5
+"""Of each event in the deque: details, time of recording, name, customer, value."""
+_first = itemgetter(0)
 
 
 class _Gate:
@@ -85,7 +103,7 @@ class RingBuffer(EventBuffer):
         self._prefix = identifier_prefix(draw_prefix(self._runtime))
         self._evicted = 0
         self._wanted = 1
-        self._gate.alarm = min(1, self._nearly_full)
+        self._gate.alarm = min(1, self._nearly_full) * _PIECES
         # The door comes last: from here on events are ours.
         self._door[0] = 1 if self._nearly_full and self._refusal is None else 0
         # Only now: another thread of a child would take what is half made for its own.
@@ -94,7 +112,7 @@ class RingBuffer(EventBuffer):
     # -- the caller's side ---------------------------------------------------------------------
 
     def recorder(self) -> Record:
-        events, append = self._events, self._events.append
+        events, extend = self._events, self._events.extend
         door, gate, clock = self._door, self._gate, self._runtime.clock
         look_up, enter = self._look_up, self._enter
 
@@ -107,11 +125,13 @@ class RingBuffer(EventBuffer):
             identifier: str | None = None,
             payload: Mapping[str, str] | None = None,
         ) -> bool:
-            if payload is not None:
-                payload = copied(payload)
-            event = (clock.time(), event_name, customer_id, value, timestamp, identifier, payload)
+            if timestamp is None and identifier is None and payload is None:
+                details = _NO_DETAILS
+            else:
+                details = _Details(timestamp, identifier, copied(payload))
+            event = (details, clock.time(), event_name, customer_id, value)
             if door[0]:
-                append(event)
+                extend(event)
                 if len(events) >= gate.alarm:
                     return look_up(event)
                 return True
@@ -123,9 +143,9 @@ class RingBuffer(EventBuffer):
         # After the append, outside every lock, perhaps in a signal handler.
         if self._sealed:
             return self._take_back(event)
-        if len(self._events) > self._capacity and self._withdraw(event):
+        if len(self) > self._capacity and self._withdraw(event):
             return self._enter(event)
-        if len(self._events) >= self._nearly_full:
+        if len(self) >= self._nearly_full:
             # A sender may open it again at this very moment, and find that it was wrong: the alarm
             # never lies above this length, so the next caller comes here and closes it.
             self._door[0] = 0
@@ -135,31 +155,34 @@ class RingBuffer(EventBuffer):
     def _ring_if_wanted(self) -> None:
         # The order matters: the wish is taken down first and the bell rung second, so that whoever
         # wakes can utter it anew. Nothing is written here without a ring behind it.
-        if len(self._events) >= self._wanted:
+        if len(self) >= self._wanted:
             self._wanted = NEVER
-            self._gate.alarm = self._nearly_full
+            self._gate.alarm = self._nearly_full * _PIECES
             self._wake()
 
     def _withdraw(self, event: Any) -> bool:
         # This thread was held up between its look at the door and its append, while others filled
         # the buffer behind the door. False: there is room again, or a sender has taken the event.
         with self._lock:
-            if len(self._events) <= self._capacity:
-                return False
-            try:
-                self._events.remove(event)
-            except ValueError:
-                return False
-            return True
+            return len(self) > self._capacity and self._remove(event)
 
     def _take_back(self, event: Any) -> bool:
         # This thread looked at the door before `close()` and appended after its last count.
         with self._lock:
-            try:
-                self._events.remove(event)
-            except ValueError:
+            if not self._remove(event):
                 return True  # it came in time for the last count
         return self._refuse()
+
+    def _remove(self, event: Any) -> bool:
+        # Looked for by identity, and among the latest: only what slipped through the door in the
+        # same moment can be behind it. False: a sender has it.
+        events, end = self._events, len(self._events) - _PIECES
+        for place in range(end, max(-1, end - _PIECES * _PLACES_UNDER_LOCK), -1):
+            if all(events[place + n] is piece for n, piece in enumerate(event)):
+                for _ in event:
+                    del events[place]
+                return True
+        return False
 
     def _enter(self, event: Any) -> bool:
         # The door is closed: nearly full, closed for good, or wiped because this is a child.
@@ -179,20 +202,19 @@ class RingBuffer(EventBuffer):
     def _enter_nested(self, event: Any) -> bool:
         # A signal handler or `__del__` interrupted this very thread inside the lock, perhaps
         # between its look and its append: leave it the place it may have seen.
-        if len(self._events) >= self._capacity - _PLACES_KEPT_FROM_NESTED_CALLS:
+        if len(self) >= self._capacity - _PLACES_KEPT_FROM_NESTED_CALLS:
             return False
-        self._events.append(event)
+        self._events.extend(event)
         return True
 
     def _enter_in_turn(self, event: Any) -> bool:
         with self._lock:
             if self._sealed:
                 return False
-            if len(self._events) >= self._capacity and self._overflow == "drop_oldest":
-                self._events.popleft()
-                self._evicted += 1
-            if len(self._events) < self._capacity:
-                self._events.append(event)
+            if len(self) >= self._capacity and self._overflow == "drop_oldest":
+                self._evicted += len(self._pop(1))
+            if len(self) < self._capacity:
+                self._events.extend(event)
                 self._open_door_if_room()
                 return True
         return self._overflow == "block" and self._enter_after_waiting(event)
@@ -215,9 +237,9 @@ class RingBuffer(EventBuffer):
 
     def _enter_if_room(self, event: Any) -> bool:
         with self._lock:
-            if self._refusal is not None or len(self._events) >= self._capacity:
+            if self._refusal is not None or len(self) >= self._capacity:
                 return False
-            self._events.append(event)
+            self._events.extend(event)
             return True
 
     def _take_down(self, bell: Doorbell) -> None:
@@ -226,17 +248,17 @@ class RingBuffer(EventBuffer):
         except ValueError:
             # It was rung. Whoever waits behind us may find room as well, and only we know. Without
             # room the two would ring each other for ever.
-            if len(self._events) < self._capacity:
+            if len(self) < self._capacity:
                 self._call_waiting(1)
 
     def _open_door_if_room(self) -> None:
-        if len(self._events) < self._nearly_full and self._refusal is None:
+        if len(self) < self._nearly_full and self._refusal is None:
             self._door[0] = 1
 
     # -- the senders' side ---------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self._events)
+        return len(self._events) // _PIECES
 
     def set_alarm(self, length: int) -> None:
         """Ask to be woken when *length* events wait. Look at `len()` afterwards, not before."""
@@ -250,16 +272,14 @@ class RingBuffer(EventBuffer):
         with self._lock:
             if self._refusal is None:
                 self._wanted = length
-                self._gate.alarm = min(length, self._nearly_full)
+                self._gate.alarm = min(length, self._nearly_full) * _PIECES
 
     @property
     def oldest_recorded_at(self) -> float | None:
         """Wall-clock seconds at which the oldest waiting event was recorded."""
-        try:
-            recorded_at: float = self._events[0][0]
-        except IndexError:
-            return None
-        return recorded_at
+        with self._lock:
+            recorded_at: float | None = self._events[1] if len(self) else None
+            return recorded_at
 
     @property
     def capacity(self) -> int:
@@ -269,25 +289,45 @@ class RingBuffer(EventBuffer):
     @property
     def is_drained(self) -> bool:
         """Whether nothing waits and nothing is in flight."""
-        return not self._events and not self._in_flight
+        return not len(self) and not self._in_flight
 
     def take(self, limit: int) -> Batch | None:
         """Hand over the oldest waiting events, at most *limit*; None when none wait."""
         with self._lock:
             if self._returned:
                 return self._returned.popleft()
-            count = min(limit, len(self._events))
-            if not count:
+            events = self._pop(min(limit, len(self)))
+            if not events:
                 return None
-            floor = self._taken + self._evicted
-            batch = Batch(
-                [self._events.popleft() for _ in range(count)], position=self._taken, floor=floor
-            )
-            self._taken += count
+            batch = Batch(events, position=self._taken, floor=self._taken + self._evicted)
+            self._taken += batch.size
             self._in_flight[batch] = None
             self._open_door_if_room()
-        self._call_waiting(count)
+        self._call_waiting(batch.size)
         return batch
+
+    def _pop(self, count: int) -> list[Any]:
+        # In C, since a loop in Python would cost a batch 20 µs.
+        pieces = starmap(self._events.popleft, repeat((), count * _PIECES))
+        popped = list(zip(*[pieces] * _PIECES, strict=True))
+        begins = [*map(_first, popped), *([self._events[0]] if self._events else ())]
+        if begins and set(map(type, begins)) != {_Details}:
+            self._put_back_whole_events([piece for event in popped for piece in event])
+            return self._pop(min(count, len(self)))
+        return [
+            (at, name, customer, value, *details) for details, at, name, customer, value in popped
+        ]
+
+    def _put_back_whole_events(self, pieces: list[Any]) -> None:
+        # A call that ended in a MemoryError has left the first pieces of an event. Nobody has been
+        # told that it is held.
+        pieces += starmap(self._events.popleft, repeat((), len(self._events)))
+        begins = [n for n, piece in enumerate(pieces) if type(piece) is _Details]
+        ends = [*begins[1:], len(pieces)]
+        whole = [n for n, end in zip(begins, ends, strict=True) if end - n == _PIECES]
+        # In front of what has come in meanwhile.
+        back = [piece for n in reversed(whole) for piece in reversed(pieces[n : n + _PIECES])]
+        self._events.extendleft(back)
 
     def recorded(self, batch: Batch) -> Sequence[tuple[str, Any]]:
         """Return each event of *batch* as it was recorded, with the identifier minted for it."""
@@ -305,7 +345,7 @@ class RingBuffer(EventBuffer):
     def line(self) -> int:
         """Return how many events have entered so far."""
         with self._lock:
-            return self._taken + self._evicted + len(self._events)
+            return self._taken + self._evicted + len(self)
 
     def is_taken(self, line: int) -> bool:
         """Whether the first *line* events have left the waiting line."""
@@ -319,7 +359,7 @@ class RingBuffer(EventBuffer):
 
     def _add_counts(self, counts: Counts, dropped: dict[DropReason, int]) -> None:
         # Once: an append may happen beside us, and both sides must see the same length.
-        waiting = len(self._events)
+        waiting = len(self)
         counts.buffered = waiting
         counts.recorded += self._taken + self._evicted + waiting
         dropped[DropReason.OVERFLOW] += self._evicted
@@ -344,7 +384,7 @@ class RingBuffer(EventBuffer):
         """Drop what still waits; returns how many. Everything after this is refused."""
         with self._lock:
             self._sealed = True
-            count = len(self._events)
+            count = len(self)
             self._events.clear()
             self._taken += count
             self._settled[Outcome.SHUTDOWN] += count

@@ -56,28 +56,34 @@ MUTANTS = (
     Mutant(
         "record() rings no bell",
         "_buffer.py",
-        "            self._gate.alarm = self._nearly_full\n            self._wake()",
-        "            self._gate.alarm = self._nearly_full",
+        "            self._gate.alarm = self._nearly_full * _PIECES\n            self._wake()",
+        "            self._gate.alarm = self._nearly_full * _PIECES",
     ),
     Mutant(
         "the bell is looked for before the wish is taken down",
         "_buffer.py",
-        "            self._wanted = NEVER\n            self._gate.alarm = self._nearly_full\n"
-        "            self._wake()",
+        "            self._wanted = NEVER\n"
+        "            self._gate.alarm = self._nearly_full * _PIECES\n            self._wake()",
         "            self._wake()\n            self._wanted = NEVER\n"
-        "            self._gate.alarm = self._nearly_full",
+        "            self._gate.alarm = self._nearly_full * _PIECES",
     ),
     Mutant(
         "a batch one larger than asked for",
         "_buffer.py",
-        "            count = min(limit, len(self._events))",
-        "            count = min(limit + 1, len(self._events))",
+        "            events = self._pop(min(limit, len(self)))",
+        "            events = self._pop(min(limit + 1, len(self)))",
     ),
     Mutant(
         "one event more than the capacity",
         "_buffer.py",
-        "            if len(self._events) < self._capacity:\n                self._events.append",
-        "            if len(self._events) <= self._capacity:\n                self._events.append",
+        "            if len(self) < self._capacity:\n                self._events.extend",
+        "            if len(self) <= self._capacity:\n                self._events.extend",
+    ),
+    Mutant(
+        "the rest of a call without memory is taken for an event",
+        "_buffer.py",
+        "        if begins and set(map(type, begins)) != {_Details}:",
+        "        if False:",
     ),
     Mutant(
         "settled, though close() had accounted for it",
@@ -94,13 +100,13 @@ MUTANTS = (
     Mutant(
         "a place that becomes free is told to nobody",
         "_buffer.py",
-        "            self._open_door_if_room()\n        self._call_waiting(count)",
+        "            self._open_door_if_room()\n        self._call_waiting(batch.size)",
         "            self._open_door_if_room()",
     ),
     Mutant(
         "callers without a place ring each other",
         "_buffer.py",
-        "            if len(self._events) < self._capacity:\n                self._call_waiting(1)",
+        "            if len(self) < self._capacity:\n                self._call_waiting(1)",
         "            self._call_waiting(1)",
     ),
     Mutant(

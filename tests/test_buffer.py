@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meter_agent._batch import Batch
-from meter_agent._buffer import RingBuffer
+from meter_agent._buffer import _NO_DETAILS, RingBuffer
 from meter_agent._event import EventEncoder
 from meter_agent._ledger import DropReason, Outcome
 from meter_agent._runtime import SystemRuntime
@@ -53,6 +54,11 @@ def freeze(buffer: RingBuffer, batch: Batch) -> None:
 def minted(buffer: RingBuffer, count: int) -> list[str]:
     batch = Batch([None] * count, position=0, floor=0)
     return [identifier for identifier, _ in buffer.recorded(batch)]
+
+
+def pieces(customer: str) -> tuple[Any, ...]:
+    """What `record()` puts into the deque."""
+    return _NO_DETAILS, START, "tokens", customer, 1
 
 
 def customers(batch: Batch | None) -> list[str]:
@@ -284,8 +290,8 @@ def test_an_event_that_slips_in_after_the_last_count_is_taken_back_and_refused()
     buffer.refuse(DropReason.CLOSED)
     buffer.seal()
     # As a thread would that had passed the door before: it appends, then looks at the alarm.
-    late = (START, "tokens", "cus_late", 1, None, None, None)
-    events.append(late)
+    late = pieces("cus_late")
+    events.extend(late)
     assert len(events) >= gate.alarm
     assert buffer._look_up(late) is False
     assert buffer.counts().dropped == {"closed": 1}
@@ -296,8 +302,8 @@ def test_an_event_that_slips_in_after_the_last_count_is_taken_back_and_refused()
 def test_an_event_that_slips_in_before_the_last_count_is_held() -> None:
     buffer, _ = make_buffer()
     buffer.refuse(DropReason.CLOSED)
-    late = (START, "tokens", "cus_late", 1, None, None, None)
-    buffer._events.append(late)
+    late = pieces("cus_late")
+    buffer._events.extend(late)
     assert buffer._look_up(late) is True
     assert buffer.seal() == 1
     assert balanced(buffer)
@@ -306,8 +312,8 @@ def test_an_event_that_slips_in_before_the_last_count_is_held() -> None:
 def test_an_event_that_was_in_the_last_count_is_not_refused_as_well() -> None:
     buffer, _ = make_buffer()
     buffer.refuse(DropReason.CLOSED)
-    late = (START, "tokens", "cus_late", 1, None, None, None)
-    buffer._events.append(late)
+    late = pieces("cus_late")
+    buffer._events.extend(late)
     assert buffer.seal() == 1
     assert buffer._look_up(late) is True
     assert buffer.counts().dropped == {"shutdown": 1}
@@ -448,18 +454,77 @@ def test_a_thread_held_up_behind_the_open_door_does_not_overfill_the_buffer(
         buffer._door[0] = 1
         record("tokens", customer)
     assert len(buffer) == 2
-    assert buffer._events[-1][2] == survives
     assert buffer.counts().dropped == {"overflow": 1}
     assert balanced(buffer)
+    assert customers(buffer.take(2)) == ["others", survives]
 
 
 def test_an_event_that_a_sender_took_from_an_overfull_buffer_is_not_entered_again() -> None:
     buffer, _ = make_buffer(capacity=1, overflow="drop_oldest")
-    late = (START, "tokens", "cus_late", 1, None, None, None)
-    buffer._events.extend([(START, "tokens", "others", 1, None, None, None)] * 2)
+    late = pieces("cus_late")
+    buffer._events.extend(pieces("others") * 2)
     assert buffer._look_up(late) is True  # it was appended, and is gone again
     assert customers(buffer.take(10)) == ["others", "others"]
     assert buffer.counts().dropped == {}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+@pytest.mark.parametrize("before", [0, 1, 5])
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_what_a_call_without_memory_has_left_spoils_no_event(
+    before: int, after: int, length: int
+) -> None:
+    buffer, _ = make_buffer()
+    record = buffer.recorder()
+    for n in range(before):
+        record("tokens", f"cus_{n}", payload={"region": "eu"})
+    buffer._events.extend(pieces("cus_x")[:length])
+    for n in range(before, before + after):
+        record("tokens", f"cus_{n}")
+    taken: list[str] = []
+    while (batch := buffer.take(3)) is not None:
+        taken += customers(batch)
+        settle_all(buffer, batch)
+    assert taken == [f"cus_{n}" for n in range(before + after)]
+    assert buffer.is_drained
+    assert balanced(buffer)
+
+
+def test_events_stay_whole_while_threads_record_take_and_evict() -> None:
+    buffer, _ = make_buffer(SystemRuntime(), capacity=40, overflow="drop_oldest")
+    record = buffer.recorder()
+    threads, each = 3, 3000
+    done = threading.Barrier(threads + 1)
+
+    def produce(thread: int) -> None:
+        for n in range(each):
+            name = f"{thread}-{n}"
+            assert record(name, name, n, identifier=name if n % 7 == 0 else None)
+        done.wait()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in range(threads):
+            threading.Thread(target=produce, args=(thread,)).start()
+        seen: list[str] = []
+        while done.n_waiting < threads or len(buffer):
+            batch = buffer.take(10)
+            for _, (at, name, customer, value, *details) in buffer.recorded(batch) if batch else ():
+                assert type(at) is float
+                assert name == customer
+                assert name.endswith(f"-{value}")
+                assert details == [None, name if value % 7 == 0 else None, None]
+                seen.append(name)
+            if batch:
+                settle_all(buffer, batch)
+        done.wait()
+    finally:
+        sys.setswitchinterval(interval)
+    counts = buffer.counts()
+    assert len(set(seen)) == len(seen)
+    assert len(seen) + counts.dropped.get("overflow", 0) == threads * each == counts.recorded
+    assert balanced(buffer)
 
 
 def test_a_forked_child_counts_nothing_of_what_its_parent_is_settling() -> None:

@@ -14,7 +14,7 @@ from meter_agent import (
     DeadLetter,
     InvalidEventError,
 )
-from meter_agent._buffer import RingBuffer
+from meter_agent._buffer import _NO_DETAILS, RingBuffer
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent, billed
 
@@ -138,7 +138,7 @@ def test_a_clock_before_1970_makes_letters_and_not_dead_senders(
     agent = make_agent(on_dead_letter=letters.append)
     buffer = agent._pipeline._buffer
     assert isinstance(buffer, RingBuffer)
-    buffer._events.append((-5.0, "tokens", "cus_1", 1, None, None, None))
+    buffer._events.extend((_NO_DETAILS, -5.0, "tokens", "cus_1", 1))
     agent.record("tokens", "cus_1")
     assert agent.flush(20)
     assert [letter.recorded_at for letter in letters] == ["-5.0"]

@@ -72,10 +72,14 @@ def waiting_events() -> dict[str, float]:
     agent.record("api_requests", "cus_123", 1)
     gc.collect()
     tracked = len(gc.get_objects())
+    gc.disable()
     tracemalloc.start()
+    before = gc.get_count()[0]
     for _ in range(EVENTS):
         agent.record("api_requests", "cus_123", 1)
+    counted = gc.get_count()[0] - before
     statistics = tracemalloc.take_snapshot().statistics("filename")
+    gc.enable()
     gc.collect()  # untracks what refers to nothing that could be part of a cycle
     tracked = len(gc.get_objects()) - tracked
     agent.close(0)
@@ -83,6 +87,7 @@ def waiting_events() -> dict[str, float]:
         "bytes": sum(each.size for each in statistics) / EVENTS,
         "blocks": sum(each.count for each in statistics) / EVENTS,
         "tracked": tracked / EVENTS,
+        "counted": counted / EVENTS,
     }
 
 
