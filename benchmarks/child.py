@@ -17,7 +17,8 @@ from typing import Any
 
 PATIENCE_SECONDS = 300
 _PREFIXES = ("METER_AGENT_", "STRIPE_", "OTEL_", "POSTHOG_")
-_NAMES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
+# The last: where no bytecode may be written, a package that is not installed is compiled each time.
+_NAMES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "pythondontwritebytecode"}
 
 
 def call(function: str, wrapper: Iterable[str] = (), **arguments: Any) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def command(function: str, **arguments: Any) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment without settings of any client, and without proxies."""
+    """Return the environment without what would change how a client works or loads."""
     kept = {
         name: value
         for name, value in os.environ.items()

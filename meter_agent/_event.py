@@ -109,10 +109,12 @@ _RESERVED_KEY_RULE = (
 _WHOLE_LIMIT = 10**VALUE_DIGITS_MAX
 _YEAR_9999_END = 253_402_300_799
 _NUMERIC_CHARACTERS_MAX = 100
-_NUMERIC = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# Texts, which `re` compiles and keeps when one is first needed: compiled here they would cost each
+# import 1 ms, and most processes need none of them.
+_NUMERIC = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 # C0, DEL, C1, the two Unicode line ends, and halves of surrogate pairs, which UTF-8 cannot carry.
-_UNSENDABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNSENDABLE = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+_SURROGATE = "[\ud800-\udfff]"
 # A context of our own: the application may have changed the precision or the traps of its own one,
 # and a value that does not fit must raise instead of being rounded.
 _EXACT = Context(prec=VALUE_DIGITS_MAX, traps=[Inexact, InvalidOperation])
@@ -252,7 +254,7 @@ def is_name(text: str) -> bool:
     # `isprintable` is true for nearly all of them and five times as fast as the expression, which
     # decides about the rest: no-break spaces and joined emoji are "not printable" and fine.
     return 0 < len(text) <= NAME_CHARACTERS_MAX and (
-        text.isprintable() or _UNSENDABLE.search(text) is None
+        text.isprintable() or re.search(_UNSENDABLE, text) is None
     )
 
 
@@ -357,7 +359,7 @@ def _format_text(text: str) -> str:
     if text.isascii() and text.isdigit() and len(text) <= VALUE_DIGITS_MAX and text[0] != "0":
         return text
     # Bounded before it is matched. No number that fits needs a hundred characters.
-    if len(text) > _NUMERIC_CHARACTERS_MAX or _NUMERIC.fullmatch(text) is None:
+    if len(text) > _NUMERIC_CHARACTERS_MAX or re.fullmatch(_NUMERIC, text) is None:
         raise _invalid("value", text, _VALUE_RULE)
     try:
         return _format_decimal(_EXACT.create_decimal(text), text)
@@ -451,6 +453,6 @@ def _quote_payload_value(value: object, key: str) -> str:
         text = str.__str__(value)
         # Line ends and the like are allowed here: JSON carries them, and losing money over a
         # label would be worse. Only what UTF-8 cannot carry is refused.
-        if len(text) <= PAYLOAD_VALUE_CHARACTERS_MAX and _SURROGATE.search(text) is None:
+        if len(text) <= PAYLOAD_VALUE_CHARACTERS_MAX and re.search(_SURROGATE, text) is None:
             return _quote(text)
     raise _invalid(f"payload[{safe_repr(key)}]", value, _PAYLOAD_VALUE_RULE)

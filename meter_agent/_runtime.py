@@ -13,7 +13,6 @@ import _thread
 import contextlib
 import os
 import queue
-import random
 import threading
 import time
 import types
@@ -174,7 +173,6 @@ class SystemRuntime:
     # `time` at each call for the opposite reason: a frozen test should see its frozen timestamps.
     monotonic = staticmethod(time.monotonic)
     process_id = staticmethod(os.getpid)
-    random = staticmethod(random.random)
 
     @property
     def clock(self) -> Clock:
@@ -184,6 +182,11 @@ class SystemRuntime:
         # Looked up at each call: gevent may replace it after this module was imported, and to the
         # original all greenlets are one thread.
         return threading.get_ident()
+
+    def random(self) -> float:
+        # As the `random` module makes one, which costs an import, and whose numbers are those of
+        # an application that seeded it.
+        return self.random_bits(53) * 2.0**-53
 
     def random_bits(self, bits: int) -> int:
         # Not the `random` module: an application that seeds it, or forks after seeding, would mint
