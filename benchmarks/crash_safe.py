@@ -45,7 +45,7 @@ def measure(plan: Plan) -> Figures:
         )
         for way in _WAYS
     }
-    return interleaved(ways, plan.pick(3, 7))
+    return interleaved(ways, plan.pick(2, 7))
 
 
 def way(name: str, url: str, seconds: float) -> Figures:

@@ -22,7 +22,7 @@ def measure(plan: Plan) -> Figures:
     subjects[_DEFAULT] = partial(
         child.call, "benchmarks.first_record:first_of_default_agent", url=plan.sink.prompt
     )
-    return interleaved(subjects, plan.pick(5, 15))
+    return interleaved(subjects, plan.pick(3, 15))
 
 
 def first(name: str, url: str) -> Figures:

@@ -99,7 +99,7 @@ def measure(plan: Plan) -> Figures:
             child.call, "benchmarks.neighbour:beside", name=name, url=plan.sink.prompt,
             events=EVENTS[name] * seconds, seconds=seconds,
         )  # fmt: skip
-    return {"prompt": interleaved(subjects, plan.pick(3, 5))}
+    return {"prompt": interleaved(subjects, plan.pick(2, 5))}
 
 
 def alone(seconds: float) -> Figures:

@@ -40,7 +40,7 @@ def measure(plan: Plan) -> Figures:
     subjects: dict[str, Measure] = {"without": partial(_end, _WITHOUT.format(url=url))}
     for name in BUFFERING:
         subjects[name] = partial(_end, _WITH.format(name=name, url=url))
-    return interleaved(subjects, plan.pick(5, 15))
+    return interleaved(subjects, plan.pick(3, 15))
 
 
 def _end(script: str) -> Figures:

@@ -43,7 +43,7 @@ def measure(plan: Plan) -> Figures:
         for name in names
     }
     return {
-        "quiet": interleaved(quiet, plan.pick(3, 5)),
+        "quiet": interleaved(quiet, plan.pick(2, 5)),
         "busy": interleaved(busy, plan.pick(1, 3)),
     }
 

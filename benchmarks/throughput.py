@@ -46,7 +46,7 @@ def measure(plan: Plan) -> Figures:
         for n in IN_FLIGHT
     }
     return {
-        "prompt": interleaved(prompt, plan.pick(3, 5)),
+        "prompt": interleaved(prompt, plan.pick(2, 5)),
         "prompt_in_flight": interleaved(in_flight, plan.pick(1, 3)),
         "far": interleaved(_far(plan), plan.pick(1, 2)),
     }

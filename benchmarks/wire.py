@@ -27,11 +27,11 @@ _LOCK = {"futex"}
 
 
 def measure(plan: Plan) -> Figures:
-    batches = plan.pick(200, 1000)
+    batches = plan.pick(100, 1000)
     subjects: dict[str, Measure] = {
         name: partial(_ship, plan.sink.prompt, name, batches * BATCH) for name in _CLIENTS
     }
-    figures: Figures = {"time": interleaved(subjects, plan.pick(3, 5))}
+    figures: Figures = {"time": interleaved(subjects, plan.pick(2, 5))}
     if shutil.which("strace"):
         figures["calls"] = {name: _system_calls(plan.sink.prompt, name) for name in _CLIENTS}
     return figures
