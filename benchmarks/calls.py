@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 from benchmarks.clients import Client
@@ -25,8 +26,9 @@ def laps(calls, clock):
         laps[lap] = clock() - began
     return laps
 """
-_CHUNK = 1000
+_CHUNK = 500
 _CHUNK_OF_SINGLE = 100
+_TURNS = 10
 
 
 class Calls:
@@ -41,14 +43,23 @@ class Calls:
         self.run: Callable[[int], None] = names["run"]
         self._laps: Callable[[int, Callable[[], int]], list[int]] = names["laps"]
 
-    def nanoseconds(self, calls: int) -> float:
-        """Return the median over chunks of 1 000 calls, without the cost of a clock in each."""
-        chunks = []
+    def beside(self, floor: Calls, calls: int) -> dict[str, float]:
+        """Return the median of chunks of calls in ns, without the cost of a clock in each.
+
+        And, as `of_floor`, the median ratio of a chunk to one of *floor* just before it: a machine
+        that changes its speed every second changes it for both.
+        """
+        chunks, ratios = [], []
         for _ in range(max(1, calls // _CHUNK)):
-            began = time.perf_counter_ns()
-            self.run(_CHUNK)
-            chunks.append((time.perf_counter_ns() - began) / _CHUNK)
-        return percentile(sorted(chunks), 0.5)
+            below, own = floor._seconds(_CHUNK), self._seconds(_CHUNK)
+            chunks.append(own / _CHUNK * 1e9)
+            ratios.append(own / below)
+        return {"nanoseconds": median(chunks), "of_floor": median(ratios)}
+
+    def _seconds(self, calls: int) -> float:
+        began = time.perf_counter()
+        self.run(calls)
+        return time.perf_counter() - began
 
     def percentiles(self, calls: int, seconds: float = float("inf")) -> dict[str, float]:
         """Return p50, p99, p99.9 and the longest of single calls, in µs, the clock included.
@@ -61,8 +72,19 @@ class Calls:
             laps += self._laps(min(calls, _CHUNK_OF_SINGLE), time.perf_counter_ns)
         return percentiles(laps)
 
-    def per_second(self, threads: int, calls: int) -> float:
-        """Return calls per second when *threads* threads make *calls* calls together."""
+    def per_second_beside(self, floor: Calls, threads: int, calls: int) -> dict[str, float]:
+        """Return calls per second when *threads* threads make *calls* calls together.
+
+        And, as `of_floor`, the ratio to *floor*; the two take turns here too.
+        """
+        rates, ratios = [], []
+        for _ in range(_TURNS):
+            below = floor._per_second(threads, calls // _TURNS)
+            rates.append(self._per_second(threads, calls // _TURNS))
+            ratios.append(rates[-1] / below)
+        return {"per_second": median(rates), "of_floor": median(ratios)}
+
+    def _per_second(self, threads: int, calls: int) -> float:
         barrier = threading.Barrier(threads + 1)
 
         def work() -> None:

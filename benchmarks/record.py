@@ -14,7 +14,7 @@ from benchmarks.calls import Calls
 from benchmarks.clients import BUFFERING, LABELS, open_client
 from benchmarks.markdown import number, table
 from benchmarks.plan import Plan
-from benchmarks.rounds import Figures, interleaved, ratio
+from benchmarks.rounds import Figures, interleaved
 
 THREADS = (1, 4, 8)
 PER_SECOND = 5_000
@@ -56,9 +56,12 @@ def quiet(name: str, url: str, calls: int) -> Figures:
     made = Calls(client)
     # Single calls first, while the memory is untouched: that is where the slow ones are.
     figures |= made.percentiles(calls // 2)
-    figures["nanoseconds"] = made.nanoseconds(calls // 2)
+    floor = Calls(open_client("deque", url))
+    figures |= made.beside(floor, calls // 2)
     for threads in THREADS:
-        figures[f"per_second_{threads}"] = made.per_second(threads, calls)
+        rates = made.per_second_beside(floor, threads, calls)
+        figures[f"per_second_{threads}"] = rates["per_second"]
+        figures[f"per_second_{threads}_of_floor"] = rates["of_floor"]
     client.close()
     return figures
 
@@ -77,12 +80,11 @@ def busy(name: str, url: str, seconds: float) -> Figures:
 
 def tables(figures: Figures) -> str:
     quiet, busy = figures["quiet"], figures["busy"]
-    floor = quiet["deque"]["nanoseconds"]
     rows = [
         [
             LABELS[name],
             number(each["nanoseconds"]),
-            number(ratio(each["nanoseconds"], floor), "x"),
+            number(each["of_floor"], "x"),
             *(number(each[column]) for column in ("p50", "p99", "p99_9", "max")),
             *(number(each[f"per_second_{threads}"]) for threads in THREADS),
         ]
