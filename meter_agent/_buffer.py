@@ -278,8 +278,9 @@ class RingBuffer(EventBuffer):
     def oldest_recorded_at(self) -> float | None:
         """Wall-clock seconds at which the oldest waiting event was recorded."""
         with self._lock:
-            recorded_at: float | None = self._events[1] if len(self) else None
-            return recorded_at
+            recorded_at: Any = self._events[1] if len(self) else None
+            # Of a call without memory: long due, so that it is cleared away.
+            return 0.0 if type(recorded_at) is _Details else recorded_at
 
     @property
     def capacity(self) -> int:

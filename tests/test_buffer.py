@@ -481,6 +481,7 @@ def test_what_a_call_without_memory_has_left_spoils_no_event(
     buffer._events.extend(pieces("cus_x")[:length])
     for n in range(before, before + after):
         record("tokens", f"cus_{n}")
+    assert (buffer.oldest_recorded_at or 0.0) <= START
     taken: list[str] = []
     while (batch := buffer.take(3)) is not None:
         taken += customers(batch)
