@@ -52,6 +52,8 @@ def work():
     delivers = me > 30 and me % 8 == 0 or me == workers
     while delivers and not adopt(agent):
         pass
+    while me == workers and agent.stats().delivered < agent.stats().recovered:
+        time.sleep(0.001)  # until what the others left makes room
     for n in range({events}):
         if not agent.record("tokens", "cus_1", {events} * me + n):
             break

@@ -39,10 +39,8 @@ def test_events_take_the_whole_way_and_are_asked_as_those_in_memory() -> None:
         (event,) = stripe.assert_recorded("tokens", customer="cus_1", value="0.1", times=1)
         assert (event.identifier, event.payload["model"]) == ("one", "m")
         assert event.timestamp.utcoffset() is not None
-        assert [request.path.rsplit("_", 1)[1] for request in stripe.requests] == [
-            "session",
-            "stream",
-        ]
+        first, *others = (request.path.rsplit("_", 1)[1] for request in stripe.requests)
+        assert (first, set(others)) == ("session", {"stream"})
 
 
 def test_what_goes_wrong_on_request_changes_no_total() -> None:
