@@ -31,7 +31,8 @@ def show(context: click.Context, /, *, sandbox_url: str | None, as_json: bool) -
     Exit code 2 when a setting is wrong; what is wrong is told on stderr.
     """
     from meter_agent import Config, ConfigError
-    from meter_agent._config import find_settings, unknown_variables
+    from meter_agent._config import unknown_variables
+    from meter_agent._found_settings import find_settings
     from meter_agent.cli.printing import Columns, print_json, printable
 
     given = given_settings(sandbox_url=sandbox_url)

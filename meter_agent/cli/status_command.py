@@ -41,7 +41,7 @@ def status(
     damage, dead letters that were not sent again, an import that was broken off; 2 a setting is
     wrong; 5 the sandbox does not answer.
     """
-    from meter_agent._config import find_settings
+    from meter_agent._found_settings import find_settings
     from meter_agent.cli.importing.journal import state_directory
     from meter_agent.cli.printing import print_json, printable
     from meter_agent.cli.status.report import sections

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from meter_agent._config import SETTINGS, find_settings
+from meter_agent._config import SETTINGS
+from meter_agent._found_settings import find_settings
 from meter_agent.cli.app import app
 
 

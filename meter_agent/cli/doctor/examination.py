@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from meter_agent import Config, ConfigError
-from meter_agent._config import find_settings
+from meter_agent._found_settings import find_settings
 from meter_agent.cli.doctor.account import Account
 from meter_agent.cli.doctor.files import check_dead_letter_file, check_spool
 from meter_agent.cli.doctor.finding import Finding, State, not_checked, ok

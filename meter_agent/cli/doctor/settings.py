@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from meter_agent import Config, ConfigError
-from meter_agent._config import PREFIX, SETTINGS, find_settings, unknown_variables
+from meter_agent._config import PREFIX, SETTINGS, unknown_variables
+from meter_agent._found_settings import find_settings
 from meter_agent.cli.doctor.finding import Finding, failed, ok, warning
 
 __all__ = ["check_key", "check_settings"]

@@ -1,0 +1,69 @@
+"""One setting: its name, its variable, its rule, and the form in which its value is kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from meter_agent._secret import Secret, shown
+from meter_agent._setting_kinds import Kind
+
+__all__ = ["FrozenDict", "Setting", "stored_form"]
+
+
+class Setting(NamedTuple):
+    """One setting; what the reference page is generated from."""
+
+    name: str
+    """The field of `Config`, and the keyword of `configure()`."""
+    variable: str
+    """The environment variable."""
+    default: Any
+    """The value without keyword and variable."""
+    kind: Kind
+    """Its rule, and how it is read and checked."""
+    help: str
+    """What it does, and what happens at the limit if it is one. Markdown."""
+
+    @property
+    def is_address(self) -> bool:
+        """Whether its value may carry a secret where addresses do, before `@` or behind `?`."""
+        return self.name.endswith("_url")
+
+    def refusal(self, value: object) -> str:
+        """Return what is wrong with a value that breaks the rule."""
+        text = "'***'" if self.name == "api_key" else shown(value, is_address=self.is_address)
+        return f"{self.variable}={text}: {self.kind.rule}"
+
+
+class FrozenDict(dict[str, Any]):
+    """A dict that keeps a `Config` immutable and hashable, and still equals what was passed in."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+    def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
+        raise TypeError("a Config is immutable: use dataclasses.replace() to change it")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+
+def stored_form(name: str, value: Any) -> Any:
+    """Return how a value that may be right is kept; a wrong one is left for its check."""
+    if name == "api_key" and isinstance(value, str):
+        return Secret(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if name == "payload_keys" and isinstance(value, Mapping):
+        return FrozenDict(
+            (key, FrozenDict(keys) if isinstance(keys, Mapping) else keys)
+            for key, keys in value.items()
+        )
+    return value
