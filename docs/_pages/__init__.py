@@ -1,0 +1,1 @@
+"""The pages that are facts of the code, a module each."""
