@@ -17,6 +17,7 @@ import itertools
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from meter_agent._runtime import Runtime, SystemRuntime
 
@@ -29,6 +30,7 @@ __all__ = [
     "Stopwatch",
     "Tally",
     "Traffic",
+    "stats_of",
 ]
 
 
@@ -192,6 +194,21 @@ class Traffic:
         self.last_error: str | None = None
         self.key_refused = False
 
+    def read(self) -> dict[str, Any]:
+        """Return what `Stats` tells of it, by field. Callers hold one common lock; see `Tally`."""
+        durations = self.durations.read()  # first: whatever has ended, had begun
+        requests = self.requests.read()
+        return {
+            "requests": requests,
+            "in_flight_requests": requests - durations.count,
+            "request_durations": durations,
+            "retries": self.retries.read(),
+            "sessions": self.sessions.read(),
+            "splits": self.splits.read(),
+            "last_success_at": self.last_success_at,
+            "last_error": self.last_error,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Stats:
@@ -282,3 +299,22 @@ class Stats:
             + self.buffered
             + self.in_flight
         )
+
+
+def stats_of(counts: Counts, wire: Mapping[str, Any], wall_time: float) -> Stats:
+    """Return the snapshot that *counts*, `Traffic.read()` and the time of both amount to."""
+    oldest = counts.oldest_recorded_at
+    return Stats(
+        recorded=counts.recorded,
+        recovered=counts.recovered,
+        delivered=counts.settled[Outcome.DELIVERED],
+        dead_lettered=counts.settled[Outcome.DEAD_LETTERED],
+        uncertain=counts.settled[Outcome.UNCERTAIN],
+        dropped=counts.dropped,
+        buffered=counts.buffered,
+        in_flight=counts.in_flight,
+        quarantined=counts.quarantined,
+        spool_failures=counts.spool_failures,
+        oldest_event_age_seconds=None if oldest is None else max(0.0, wall_time - oldest),
+        **wire,
+    )

@@ -16,7 +16,7 @@ from meter_agent._event_buffer import EventBuffer, Record
 from meter_agent._flusher import Flusher, Work
 from meter_agent._health import Health, Room, diagnose
 from meter_agent._imports import forget_unfinished
-from meter_agent._ledger import DropReason, Outcome, Stats, Traffic
+from meter_agent._ledger import DropReason, Outcome, Stats, Traffic, stats_of
 from meter_agent._log import ERROR, INFO, WARNING, EventLog, write
 from meter_agent._pace import Pace
 from meter_agent._runtime import Runtime, threads_are_greenlets
@@ -206,7 +206,11 @@ class Pipeline:
         record = self._buffer.recorder()
         if _lifecycle.is_exiting():
             record = self._flushing(record)
-        return _strict(record, self._encoder, self._runtime) if strict else record
+        if not strict:
+            return record
+        from meter_agent._strict_record import check_first  # noqa: PLC0415  for tests, mostly
+
+        return check_first(record, self._encoder, self._runtime)
 
     def _flushing(self, record: Record) -> Record:
         # Made by an exit handler that ran after ours: no thread would be waited for any more.
@@ -375,41 +379,9 @@ class Pipeline:
         self._buffer.release()
 
     def _read_stats(self) -> Stats:
-        traffic = self._traffic
         wire: dict[str, Any] = {}
-
-        def read_traffic() -> None:
-            durations = traffic.durations.read()  # first: whatever has ended, had begun
-            requests = traffic.requests.read()
-            wire.update(
-                requests=requests,
-                in_flight_requests=requests - durations.count,
-                request_durations=durations,
-                retries=traffic.retries.read(),
-                sessions=traffic.sessions.read(),
-                splits=traffic.splits.read(),
-            )
-
-        counts = self._buffer.counts(read_traffic)
-        oldest = counts.oldest_recorded_at
-        return Stats(
-            recorded=counts.recorded,
-            recovered=counts.recovered,
-            delivered=counts.settled[Outcome.DELIVERED],
-            dead_lettered=counts.settled[Outcome.DEAD_LETTERED],
-            uncertain=counts.settled[Outcome.UNCERTAIN],
-            dropped=counts.dropped,
-            buffered=counts.buffered,
-            in_flight=counts.in_flight,
-            quarantined=counts.quarantined,
-            spool_failures=counts.spool_failures,
-            oldest_event_age_seconds=(
-                None if oldest is None else max(0.0, self._runtime.clock.time() - oldest)
-            ),
-            last_success_at=traffic.last_success_at,
-            last_error=traffic.last_error,
-            **wire,
-        )
+        counts = self._buffer.counts(lambda: wire.update(self._traffic.read()))
+        return stats_of(counts, wire, self._runtime.clock.time())
 
     # -- what is told --------------------------------------------------------------------------
 
@@ -492,36 +464,3 @@ class _Reporting:
 
     def close(self) -> None:
         self._work.close()
-
-
-def _strict(record: Record, encoder: EventEncoder, runtime: Runtime) -> Record:
-    def record_strictly(
-        event_name: str,
-        customer_id: str,
-        value: Any = 1,
-        *,
-        timestamp: Any = None,
-        identifier: str | None = None,
-        payload: Any = None,
-    ) -> bool:
-        encoder.check(
-            (
-                runtime.clock.time(),
-                event_name,
-                customer_id,
-                value,
-                timestamp,
-                identifier,
-                payload,
-            )
-        )
-        return record(
-            event_name,
-            customer_id,
-            value,
-            timestamp=timestamp,
-            identifier=identifier,
-            payload=payload,
-        )
-
-    return record_strictly
