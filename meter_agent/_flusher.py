@@ -9,8 +9,6 @@ are sending, or sleep until they are called to watch.
   watch in its place; when all are busy and there may be more, up to *max_in_flight*, it starts one
   if its batch is full or the last request was slow, and otherwise leaves it to the next `record()`
   that finds the flusher away for longer than the interval.
-- A watcher beside busy senders takes a full batch only when none of them has pulled for 5 ms: on a
-  fast network one thread does it all, on a slow one they all help.
 - `flush()` waits for a position in the order of recording, never for an empty buffer.
 - A sender that dies leaves its batch to the next one, which starts at once, or rests for a second
   when the death before was recent.
@@ -24,32 +22,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from meter_agent._batch import Batch
+from meter_agent._deaths import REST_SECONDS, Deaths
 from meter_agent._event_buffer import EventBuffer
 from meter_agent._pace import Pace
 from meter_agent._runtime import Runtime
+from meter_agent._schedule import Schedule
 
-__all__ = ["Flusher", "Work"]
+if TYPE_CHECKING:
+    from meter_agent._sender import Work
 
-_HELP_AFTER_SECONDS = 0.005
-_REST_SECONDS = 1.0
+__all__ = ["Flusher"]
+
 _REST_WHILE_CLOSING_SECONDS = 0.1
 _LEAVE_SECONDS = 0.2
-_DEATHS_APART_SECONDS = 10.0
-
-
-class Work(Protocol):
-    """What one sender thread does with a batch."""
-
-    def process(self, batch: Batch) -> None:
-        """Settle every event of *batch*, or return early because the agent closes."""
-        ...
-
-    def close(self) -> None:
-        """Let go of connections."""
-        ...
 
 
 class Flusher:
@@ -89,15 +77,13 @@ class Flusher:
         self._batch_size = batch_size
         self._flush_interval_seconds = flush_interval_seconds
         self._max_in_flight = max_in_flight
+        self._schedule = Schedule(runtime, buffer, batch_size, flush_interval_seconds)
         self._doorbell = runtime.doorbell()
         # Held by whoever starts the first sender, and as long as any sender runs. A deque, because
         # `pop` is one step: a signal handler that records while the thread it interrupted is
         # starting a sender must not start another.
         self._nobody_sends = deque([True])
-        self._rest_until = 0.0
-        self._no_rest = runtime.doorbell()
-        self._died_at = self._dying_until = float("-inf")
-        self._deaths = 0
+        self._deaths = Deaths(runtime)
         self._threadless = False
         self._changed = runtime.condition()
         self._senders: set[int] = set()
@@ -105,14 +91,11 @@ class Flusher:
         self._watching = False
         self._idle = 0
         self._busy = 0
-        self._last_pull_at = 0.0
         self._last_was_slow = False
         # Since when nobody watches although another sender could; empty otherwise. A deque for the
         # same reason as above.
         self._unwatched_since: deque[float] = deque()
-        self._head_seen = -1, 0.0
         self._working_here: int | None = None
-        self._flush_line: Any = None
         self._closing = False
         self._gave_up = False
         self._retiring = False
@@ -146,7 +129,7 @@ class Flusher:
         except IndexError:
             return  # a sender came back
         away_seconds = self._runtime.monotonic() - since
-        if len(self._buffer) >= self._full() or away_seconds >= self._flush_interval_seconds:
+        if len(self._buffer) >= self._schedule.full or away_seconds >= self._flush_interval_seconds:
             self._start(self._run)
         else:
             self._unwatched_since.append(since)
@@ -184,7 +167,7 @@ class Flusher:
             finally:
                 work.close()
         except BaseException as error:  # the application's thread excepthook is not ours
-            self._call_for_rest()
+            self._deaths.add()
             self._on_death(error)
             if isinstance(error, SystemExit | KeyboardInterrupt):
                 # With gevent, a signal handler that ends the process may have run in this greenlet.
@@ -216,20 +199,10 @@ class Flusher:
                 self.wake()
         self._tell_progress()
 
-    def _call_for_rest(self) -> None:
-        # One death is mended at once; when the next one follows soon, there is a pattern to it.
-        now = self._runtime.monotonic()
-        self._deaths += 1
-        if now < self._died_at + _DEATHS_APART_SECONDS:
-            self._rest_until = now + _REST_SECONDS
-            self._dying_until = now + _DEATHS_APART_SECONDS
-        self._died_at = now
-
     def _rest(self) -> None:
-        # The first sender after such deaths waits before it begins, unless somebody is in a hurry.
-        left = self._rest_until - self._runtime.monotonic()
-        if left > 0 and not self._stopped:
-            self._no_rest.wait(min(left, _REST_WHILE_CLOSING_SECONDS) if self._closing else left)
+        # The first sender after several deaths waits before it begins.
+        if not self._stopped:
+            self._deaths.rest(_REST_WHILE_CLOSING_SECONDS if self._closing else REST_SECONDS)
 
     def _pull_and_process(self, work: Work) -> None:
         eager = False
@@ -302,7 +275,7 @@ class Flusher:
         batch = self._buffer.take(self._batch_size)
         if batch is not None:
             self._busy += 1
-            self._last_pull_at = self._runtime.monotonic()
+            self._schedule.note_pull()
         return batch
 
     def _call_help(self) -> bool:
@@ -339,52 +312,22 @@ class Flusher:
         # slip in between. When the look shows that it was the wrong alarm, once more.
         empty = True
         while True:
-            self._buffer.set_alarm(1 if empty else self._full())
+            self._buffer.set_alarm(1 if empty else self._schedule.full)
             with self._changed:
                 seconds = 0.0 if self._is_over() else self._due_in(eager=False)
             if seconds == 0 or (seconds is None) == empty:
                 break
             empty = seconds is None
-        if not empty and len(self._buffer) >= self._full():
+        if not empty and len(self._buffer) >= self._schedule.full:
             # A full batch waits for a busy sender to take it: no need to hear of further events.
             self._buffer.unset_alarm()
         return seconds
 
-    def _full(self) -> int:
-        return min(self._batch_size, self._buffer.capacity)
-
     def _due_in(self, *, eager: bool) -> float | None:
         # Seconds until a batch should leave; None while nothing waits. Called with the lock held.
-        if self._buffer.has_returned_batches:
-            return 0.0
-        waiting = len(self._buffer)
-        if not waiting:
-            return None
-        if self._closing or self._retiring or self._is_hurried():
-            return 0.0
-        if waiting < self._full():
-            return self._until_old()
-        if eager or not self._busy:
-            return 0.0
-        return max(0.0, self._last_pull_at + _HELP_AFTER_SECONDS - self._runtime.monotonic())
-
-    def _is_hurried(self) -> bool:
-        # Whether an event waits that somebody flushes. Called with the lock held.
-        if self._flush_line is not None and self._buffer.is_taken(self._flush_line):
-            self._flush_line = None
-        return self._flush_line is not None
-
-    def _until_old(self) -> float:
-        now = self._runtime.monotonic()
-        position = self._buffer.taken_through()
-        if self._head_seen[0] != position:
-            self._head_seen = position, now
-        # The wall clock knows how old the event is, unless it was set; then, how long it has been
-        # first in line.
-        wall = self._runtime.clock.time()
-        recorded_at = self._buffer.oldest_recorded_at
-        age = max(0.0 if recorded_at is None else wall - recorded_at, now - self._head_seen[1])
-        return max(0.0, self._flush_interval_seconds - age)
+        return self._schedule.due_in(
+            eager=eager, busy=self._busy > 0, ending=self._closing or self._retiring
+        )
 
     # -- flush and close -----------------------------------------------------------------------
 
@@ -403,16 +346,16 @@ class Flusher:
     def nobody_sends(self) -> bool:
         """Whether events wait in vain: senders cannot be started, or die one after the other."""
         threadless = self._threadless and bool(self._nobody_sends)
-        dying = self._runtime.monotonic() < self._dying_until
-        return (threadless or dying) and not self._buffer.is_drained
+        return (threadless or self._deaths.form_a_pattern) and not self._buffer.is_drained
 
     def flush(self, timeout: float | None) -> bool:
         """Send what waits; True when everything recorded before the call is settled."""
         deadline = None if timeout is None else self._runtime.monotonic() + timeout
-        deaths = self._deaths
+        deaths = self._deaths.total
         with self._changed:
             # Under the lock, so that a line drawn later includes one drawn before.
-            line = self._flush_line = self._buffer.line()
+            line = self._buffer.line()
+            self._schedule.hurry(line)
         self._set_to_work()
 
         def settled() -> bool:
@@ -429,7 +372,7 @@ class Flusher:
             self._closing = True
             self._changed.notify()
         self._pace.close(deadline)
-        deaths = self._deaths
+        deaths = self._deaths.total
         self._set_to_work()
         self._wait_until(self._has_nothing_left, deadline, deaths)
 
@@ -443,7 +386,7 @@ class Flusher:
         Takes no lock: the garbage collector calls it, in whatever thread it likes.
         """
         self._retiring = True
-        self._no_rest.ring()
+        self._deaths.end_rest()
         self._doorbell.ring()
         return bool(self._nobody_sends) and self._buffer.is_drained
 
@@ -456,7 +399,7 @@ class Flusher:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self._no_rest.ring()
+        self._deaths.end_rest()
         self._doorbell.ring()
         self._tell_progress()
         deadline = self._runtime.monotonic() + _LEAVE_SECONDS
@@ -473,8 +416,7 @@ class Flusher:
     def _set_to_work(self) -> None:
         if self._has_nothing_left():
             return
-        self._rest_until = 0.0
-        self._no_rest.ring()
+        self._deaths.forgive()
         self._pace.hurry()
         self.wake()
         with self._changed:
@@ -493,10 +435,10 @@ class Flusher:
         while not self._wait_while_somebody_sends(done, deadline):
             if self._stopped or self._is_past(deadline):
                 return done()
-            if self._closing and self._deaths == deaths:
+            if self._closing and self._deaths.total == deaths:
                 return done()  # no sender sees a chance before the deadline
             # The last sender has died, or none could be started, and there is still time.
-            deaths = self._deaths
+            deaths = self._deaths.total
             self.wake()
             if self._threadless:
                 self._work_here(done, deadline)
@@ -508,7 +450,7 @@ class Flusher:
         with self._progress:
             if self._nobody_sends and not done() and not self._is_past(deadline):
                 left = float("inf") if deadline is None else deadline - self._runtime.monotonic()
-                self._progress.wait(min(left, _REST_SECONDS))
+                self._progress.wait(min(left, REST_SECONDS))
 
     def _wait_while_somebody_sends(self, done: Callable[[], bool], deadline: float | None) -> bool:
         with self._progress:

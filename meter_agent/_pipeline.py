@@ -13,7 +13,7 @@ from meter_agent._connection import open_stream
 from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReason, letter_of
 from meter_agent._event import EventEncoder, MeterEvent
 from meter_agent._event_buffer import EventBuffer, Record
-from meter_agent._flusher import Flusher, Work
+from meter_agent._flusher import Flusher
 from meter_agent._health import Health, Room, diagnose
 from meter_agent._imports import forget_unfinished
 from meter_agent._ledger import DropReason, Outcome, Stats, Traffic, stats_of
@@ -24,6 +24,8 @@ from meter_agent.exceptions import ConfigError, MeterAgentError
 
 if TYPE_CHECKING:
     from requests.adapters import BaseAdapter
+
+    from meter_agent._sender import Work
 
 __all__ = ["Pipeline"]
 
@@ -162,7 +164,7 @@ class Pipeline:
         if "requests" not in sys.modules and not threads_are_greenlets():
             self._runtime.doorbell().wait(_STEP_BACK_SECONDS)
         from meter_agent._delivery import BodyLimit, Delivery  # noqa: PLC0415
-        from meter_agent._sender import Sender  # noqa: PLC0415
+        from meter_agent._sender import Reporting, Sender  # noqa: PLC0415
         from meter_agent._session import SessionCache  # noqa: PLC0415
         from meter_agent._transport import preload  # noqa: PLC0415
 
@@ -197,7 +199,7 @@ class Pipeline:
             delivery=delivery,
             letters=self._letters,
         )
-        return _Reporting(sender, self._tell_drops)
+        return Reporting(sender, self._tell_drops)
 
     # -- what the facade offers ----------------------------------------------------------------
 
@@ -449,18 +451,3 @@ def _unanswered(event: MeterEvent, sent_at: float, wall_time: float) -> DeadLett
         attempted_at=sent_at,
         settled_at=wall_time,
     )
-
-
-class _Reporting:
-    """A sender that reports drops between batches, because `record()` may not log."""
-
-    def __init__(self, work: Work, report: Callable[[], None]) -> None:
-        self._work = work
-        self._report = report
-
-    def process(self, batch: Any) -> None:
-        self._report()
-        self._work.process(batch)
-
-    def close(self) -> None:
-        self._work.close()

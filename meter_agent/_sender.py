@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from meter_agent._answer import Answer
 from meter_agent._batch import Batch
@@ -22,7 +22,19 @@ from meter_agent._runtime import Runtime
 from meter_agent._spool_body import InvalidRecord
 from meter_agent.exceptions import InvalidEventError
 
-__all__ = ["Sender"]
+__all__ = ["Reporting", "Sender", "Work"]
+
+
+class Work(Protocol):
+    """What one sender thread does with a batch."""
+
+    def process(self, batch: Batch) -> None:
+        """Settle every event of *batch*, or return early because the agent closes."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections."""
+        ...
 
 
 class Sender:
@@ -137,3 +149,18 @@ class Sender:
             attempted_at=batch.sent_at.get(id(event)),
             settled_at=self._runtime.clock.time(),
         )
+
+
+class Reporting:
+    """A sender that reports drops between batches, because `record()` may not log."""
+
+    def __init__(self, work: Work, report: Callable[[], None]) -> None:
+        self._work = work
+        self._report = report
+
+    def process(self, batch: Batch) -> None:
+        self._report()
+        self._work.process(batch)
+
+    def close(self) -> None:
+        self._work.close()

@@ -124,9 +124,9 @@ MUTANTS = (
     ),
     Mutant(
         "flush() waits for full batches",
-        "_flusher.py",
-        "if self._closing or self._retiring or self._is_hurried():",
-        "if self._closing or self._retiring:",
+        "_schedule.py",
+        "if ending or self._is_hurried():",
+        "if ending:",
     ),
     Mutant(
         "what a dying sender held is lost",
@@ -143,12 +143,12 @@ MUTANTS = (
     Mutant(
         "the alarm is set after the look",
         "_flusher.py",
-        "            self._buffer.set_alarm(1 if empty else self._full())\n"
+        "            self._buffer.set_alarm(1 if empty else self._schedule.full)\n"
         "            with self._changed:\n"
         "                seconds = 0.0 if self._is_over() else self._due_in(eager=False)\n",
         "            with self._changed:\n"
         "                seconds = 0.0 if self._is_over() else self._due_in(eager=False)\n"
-        "            self._buffer.set_alarm(1 if empty else self._full())\n",
+        "            self._buffer.set_alarm(1 if empty else self._schedule.full)\n",
     ),
     Mutant(
         "senders without a chance call each other",

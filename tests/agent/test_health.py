@@ -208,7 +208,7 @@ def test_one_death_of_a_sender_is_mended_and_no_sign_of_illness(
 ) -> None:
     agent = make_agent(runtime=runtime)
     agent.record("tokens", "cus_1")
-    agent._pipeline._flusher._call_for_rest()
+    agent._pipeline._flusher._deaths.add()
     assert agent.health() == WELL
 
 
