@@ -1,4 +1,4 @@
-"""When to send: the sender threads, `flush`, `close`.
+"""The sender threads: who watches and who sends; `flush` and `close`.
 
 Senders are identical threads that pull batches from the buffer; there is no queue between them and
 it. At most one of them watches: it sleeps until enough events wait for a full batch, until the

@@ -4,9 +4,8 @@ What it guarantees:
 
 - An event whose `record()` returned True is in the kernel's pages: `kill -9` loses nothing. It ends
   as delivered, dead-lettered or uncertain, in this process or in one that adopts its segment.
-- `record()` encodes the event and appends it to mapped memory in one C call that does not give the
-  interpreter lock away: no lock, no system call, and nothing that an interrupt could find half
-  done. What is in the segment is the account: nothing is counted beside it.
+- `record()` appends the event to mapped memory, without a lock and without a system call; see
+  `_spool_record.py`. What is in the segment is the account: nothing is counted beside it.
 - No wake-up is lost. A producer appends, then looks at the alarm; a sender sets the alarm, then
   looks at what has been written. Whichever comes second sees the other.
 - Where no file can be had (disk full, directory gone), segments of plain memory take their place.
@@ -18,33 +17,30 @@ own, and senders take from both in turn.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from json.encoder import encode_basestring as _quote
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-from zlib import crc32
 
 from meter_agent import _spool_format as form
 from meter_agent._batch import Batch
 from meter_agent._event import EventTuple, MeterEvent
-from meter_agent._event_buffer import NEVER, EventBuffer, Record, copied
+from meter_agent._event_buffer import NEVER, EventBuffer, Record
 from meter_agent._health import Room
 from meter_agent._ledger import Counts, DropReason, Outcome
 from meter_agent._runtime import Runtime
 from meter_agent._segment import Segment
 from meter_agent._segment_line import SegmentLine
 from meter_agent._segment_supply import SegmentSupply
-from meter_agent._spool_body import decode, encode_anyhow, recorded_at
+from meter_agent._spool_body import decode, recorded_at
 from meter_agent._spool_care import SpoolCare
 from meter_agent._spool_directory import SpoolDirectory
+from meter_agent._spool_record import recorder
 from meter_agent._spool_troubles import SpoolTroubles
 from meter_agent._written_line import WrittenLine
 
 __all__ = ["SpoolBuffer"]
 
 _WAKE_AGAIN_SECONDS = 0.25
-_NAME_CHARACTERS_MAX = 100
 _CLOCK_CORRECTION_SECONDS_MAX = 60.0
-_RECORD_HEAD = form.RECORD_HEAD.pack
 
 
 class _Place(NamedTuple):
@@ -157,62 +153,14 @@ class SpoolBuffer(EventBuffer):
     # -- the caller's side ---------------------------------------------------------------------
 
     def recorder(self) -> Record:
-        door, gate, clock = self._door, self._own.gate, self._runtime.clock
-        look_up, enter, encode = self._look_up, self._enter, self._encode
-
-        def record(
-            event_name: str,
-            customer_id: str,
-            value: Any = 1,
-            *,
-            timestamp: Any = None,
-            identifier: str | None = None,
-            payload: Mapping[str, str] | None = None,
-        ) -> bool:
-            now = clock.time_ns()
-            try:
-                if (
-                    type(value) is int
-                    and timestamp is None
-                    and identifier is None
-                    and payload is None
-                    and type(event_name) is str
-                    and type(customer_id) is str
-                    and len(event_name) <= _NAME_CHARACTERS_MAX
-                    and len(customer_id) <= _NAME_CHARACTERS_MAX
-                ):
-                    text = f"[{now},{_quote(event_name)},{_quote(customer_id)},{value}]"
-                    body = text.encode()
-                else:
-                    body = encode(
-                        now, event_name, customer_id, value, timestamp, identifier, payload
-                    )
-            except ValueError:  # half of a surrogate pair, or a number of thousands of digits
-                body = encode(now, event_name, customer_id, value, timestamp, identifier, payload)
-            record = _RECORD_HEAD(form.RECORD_MAGIC, len(body), 0, crc32(body)) + body
-            try:
-                # One line, between whose steps no other thread and no signal handler runs: a child
-                # that is forked in here finds the door shut, and not its parent's segment.
-                written = door[0] and gate.write(record)
-            except ValueError:
-                written = 0
-            if not written:
-                return enter(record)
-            try:
-                due = gate.tell() >= gate.alarm
-            except ValueError:
-                # Held up here, by a profiler perhaps, until the segment had been delivered.
-                due = True
-            if due:
-                look_up()
-            return True
-
-        return record
-
-    def _encode(self, now: int, *event: Any) -> bytes:
-        if event[-1] is not None:
-            event = (*event[:-1], copied(event[-1]))
-        return encode_anyhow(now, event, self._check)
+        return recorder(
+            self._runtime.clock,
+            door=self._door,
+            gate=self._own.gate,
+            check=self._check,
+            look_up=self._look_up,
+            enter=self._enter,
+        )
 
     def _look_up(self) -> None:
         # After the append, outside every lock, perhaps in a signal handler. The wish is taken down
