@@ -21,7 +21,7 @@ __all__ = ["MUTANTS", "Mutant"]
 ROOT = Path(__file__).parent.parent
 WORLDS = "300"
 TESTS = (
-    "tests/test_buffer.py",
+    "tests/buffer",
     "tests/test_pace.py",
     "tests/test_session.py",
     "tests/test_delivery.py",
