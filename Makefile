@@ -16,7 +16,7 @@ PIP_INSTALL = -m pip install --disable-pip-version-check -qq
 RUN = .venv/bin/python -m
 BENCH = .venv-bench/bin/python -m
 # What depends on the version of Python; `make test` runs everything, on one of them.
-EVERYWHERE = $(addprefix tests/,agent buffer crash process wire) \
+EVERYWHERE = $(addprefix tests/,agent buffer config crash event process wire) \
 	$(wildcard tests/test_*.py)
 # More for pytest: make test PYTEST="-x -k spool"
 PYTEST ?=
