@@ -42,8 +42,9 @@ _URL = re.compile(
 _LOOPBACK = re.compile(r"localhost|127(?:\.(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}|\[::1\]")
 _HEADER_TEXT = re.compile(r"[!-~]{1,1000}")
 _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\.[a-z0-9_]+")
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# Not compiled before a variable is read: the import would pay for it.
+_WHOLE_NUMBER = r"[+-]?[0-9]{1,18}"
+_NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _BOOLS = {"1": True, "true": True, "yes": True, "on": True}
 _BOOLS |= {"0": False, "false": False, "no": False, "off": False}
 
@@ -68,13 +69,13 @@ def _parse_bool(text: str) -> bool:
 
 def _parse_int(text: str) -> int:
     # Stricter than `int`, which takes "1_000" and digits of every script.
-    if _WHOLE_NUMBER.fullmatch(text) is None:
+    if re.fullmatch(_WHOLE_NUMBER, text) is None:
         raise ValueError
     return int(text)
 
 
 def _parse_float(text: str) -> float:
-    if _NUMBER.fullmatch(text) is None:
+    if re.fullmatch(_NUMBER, text) is None:
         raise ValueError
     return float(text)
 
