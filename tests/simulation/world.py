@@ -30,16 +30,20 @@ TRACED = frozenset(
     str(PACKAGE / f"{name}.py")
     for name in (
         "_buffer",
+        "_deaths",
         "_delivery",
         "_event_buffer",
         "_flusher",
+        "_ledger",
         "_log",
         "_pace",
         "_pipeline",
+        "_schedule",
         "_sender",
         "_session",
         "_spool",
         "_spool_directory",
+        "_spool_record",
     )
 )
 UNASKED_SECONDS = 1200.0
