@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, cast
+from unittest.mock import patch
 
-from meter_agent import _segment
+from meter_agent import _segment, _segment_supply, _spool_directory
 from meter_agent import _spool_format as form
 from meter_agent._identifier import identifier_prefix
 from meter_agent._runtime import Runtime
@@ -17,7 +20,7 @@ from meter_agent._segment import Segment
 from meter_agent._spool_body import InvalidRecord, decode
 from meter_agent._spool_directory import SpoolDirectory
 
-__all__ = ["Disk", "Found", "SimulatedDirectory", "number_in"]
+__all__ = ["Disk", "Found", "SimulatedDirectory", "installed", "number_in"]
 
 
 class Found(NamedTuple):
@@ -139,3 +142,17 @@ class SimulatedDirectory(SpoolDirectory):
         for segment in self.segments:
             segment.release()
         _segment._claims.clear()
+
+
+@contextmanager
+def installed(disk: Disk, segment_bytes_min: int) -> Iterator[None]:
+    """Let agents find *disk* in the place of the machine's; its files are gone afterwards."""
+    make_directory = partial(SimulatedDirectory, disk)
+    with (
+        patch.object(_spool_directory, "SpoolDirectory", make_directory),
+        patch.object(_segment_supply, "SEGMENT_BYTES_MIN", segment_bytes_min),
+    ):
+        try:
+            yield
+        finally:
+            shutil.rmtree(disk.path, ignore_errors=True)

@@ -20,7 +20,6 @@ from meter_agent import (
     Stats,
     _lifecycle,
     _segment,
-    _segment_supply,
     _spool_care,
     _spool_directory,
 )
@@ -30,7 +29,7 @@ from meter_agent._spool import SpoolBuffer
 from meter_agent.sandbox import Fault, Sandbox
 from tests.simulation import autopsy
 from tests.simulation.books import Books
-from tests.simulation.disk import Disk, SimulatedDirectory
+from tests.simulation.disk import Disk, SimulatedDirectory, installed
 from tests.simulation.network import Network, SimulatedAdapter
 from tests.simulation.runtime import START, SimulatedRuntime
 from tests.simulation.scheduler import BrokenPromiseError, Scheduler
@@ -168,18 +167,11 @@ class SharedWorld:
             return claim_and_note
 
         with ExitStack() as stack:
-            make_directory = partial(SimulatedDirectory, self.disk)
-            stack.enter_context(patch.object(_spool_directory, "SpoolDirectory", make_directory))
+            stack.enter_context(installed(self.disk, self.segment_bytes_min))
             for name in ("claim", "claim_file"):
                 claim = noted(getattr(_segment, name))
                 stack.enter_context(patch.object(_spool_directory, name, claim))
-            stack.enter_context(
-                patch.object(_segment_supply, "SEGMENT_BYTES_MIN", self.segment_bytes_min)
-            )
-            try:
-                yield
-            finally:
-                shutil.rmtree(self.disk.path, ignore_errors=True)
+            yield
 
     # -- lives ---------------------------------------------------------------------------------
 

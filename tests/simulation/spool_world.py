@@ -5,27 +5,23 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import patch
 
 from meter_agent import (
     Config,
     MeterAgent,
     Stats,
     _lifecycle,
-    _segment_supply,
     _spool_care,
-    _spool_directory,
 )
 from meter_agent import _spool_format as form
 from meter_agent._ledger import Outcome
 from meter_agent._spool import SpoolBuffer
 from tests.simulation import autopsy
 from tests.simulation.books import Books
-from tests.simulation.disk import Disk, Found, SimulatedDirectory
+from tests.simulation.disk import Disk, Found, SimulatedDirectory, installed
 from tests.simulation.network import Network
 from tests.simulation.scheduler import BrokenPromiseError
 from tests.simulation.weather import Weather
@@ -98,16 +94,8 @@ class SpoolWorld(World):
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            make_directory = partial(SimulatedDirectory, self.disk)
-            stack.enter_context(patch.object(_spool_directory, "SpoolDirectory", make_directory))
-            stack.enter_context(
-                patch.object(_segment_supply, "SEGMENT_BYTES_MIN", self.segment_bytes_min)
-            )
-            try:
-                yield
-            finally:
-                shutil.rmtree(self.disk.path, ignore_errors=True)
+        with installed(self.disk, self.segment_bytes_min):
+            yield
 
     def make_config(self) -> Config:
         config = Config(
