@@ -26,6 +26,7 @@ __all__ = [
     "ForeignSegmentError",
     "SpoolDirectory",
     "SpoolFullError",
+    "allocate",
     "identify",
     "segment_names",
 ]
@@ -91,7 +92,7 @@ class SpoolDirectory:
             descriptor = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, mode=0o600)
             keys.append(claim_file(os.fstat(descriptor)))
             self._lock_new(descriptor)
-            _allocate(descriptor, segment_bytes)
+            allocate(descriptor, segment_bytes)
             header = form.Header(
                 form.VERSION, segment_bytes, prefix, now, self._runtime.process_id()
             )
@@ -314,8 +315,14 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _allocate(descriptor: int, size: int) -> None:
-    # Blocks, not just a length: a write into a mapped hole on a full disk would kill the process.
+def allocate(descriptor: int, size: int) -> None:
+    """Give the file *size* bytes that are really there, before it is mapped.
+
+    Blocks, not just a length: a write into a mapped hole on a full disk would kill the process.
+
+    Raises:
+        OSError: There is no space.
+    """
     try:
         os.posix_fallocate(descriptor, 0, size)
     except (AttributeError, OSError) as error:

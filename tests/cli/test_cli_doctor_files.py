@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from meter_agent.cli.doctor.files import judge_file_system, judge_space
 from meter_agent.cli.doctor.process import check_process
 from meter_agent.sandbox import Sandbox
 from meter_agent.sandbox.server import SandboxServer
+from tests.crash.disks import FullDisk, full_disk
 
 from .advice import Patient, assert_cured
 from .test_cli_spool import damage, die_with
@@ -141,6 +145,10 @@ def test_space_that_will_not_do_is_told_with_a_limit_that_does(patient: Patient)
     patient.follow(short.advice or "")
     smaller = int(os.environ["METER_AGENT_SPOOL_BYTES"])
     assert judge_space(path, free=8 * MEBIBYTE, used=2 * MEBIBYTE, allowed=smaller) is None
+    # No spool is as small as what would fit.
+    none = judge_space(path, free=MEBIBYTE, used=0, allowed=20 * MEBIBYTE)
+    assert none is not None
+    assert "METER_AGENT_SPOOL_BYTES" not in (none.advice or "")
     full = judge_space(path, free=900 * MEBIBYTE, used=95, allowed=100)
     assert full is not None
     patient.follow(full.advice or "", which=1)
@@ -177,6 +185,39 @@ def test_a_network_file_system_is_known_by_the_nearest_mount(tmp_path: Path) -> 
     assert "nfs4 (/mnt/my files)" in shared.detail
     assert judge_file_system(Path("/spool"), FileSystem("ext4", "/")) is None
     assert file_system_of(tmp_path, tmp_path / "not there") is None
+
+
+FULL = """
+import os, sys
+{control}
+fill()
+os.execv(sys.executable, [sys.executable, "-m", "meter_agent", "doctor", "--offline", "--json"])
+"""
+
+
+@pytest.mark.parametrize("full", [full_disk()], ids=lambda full: full.name)
+def test_a_full_disk_is_told_and_not_died_of(
+    patient: Patient, tmp_path: Path, full: FullDisk
+) -> None:
+    patient.set(METER_AGENT_SPOOL_DIR=tmp_path)
+    done = subprocess.run(
+        [*full.within(tmp_path), sys.executable, "-c", FULL.format(control=full.control(tmp_path))],
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")},
+        check=False,
+    )
+    assert done.returncode == 2, done
+    findings = [json.loads(line) for line in done.stdout.splitlines()]
+    (finding,) = [each for each in findings if each["check"] == "spool"]
+    assert finding["state"] == "failed"
+    assert full.complaint in finding["detail"]
+    assert finding["advice"].startswith("make space there")
+
+
+def test_space_is_looked_at_before_the_directory_is_there(patient: Patient, tmp_path: Path) -> None:
+    patient.set(METER_AGENT_SPOOL_DIR=tmp_path / "new", METER_AGENT_SPOOL_BYTES=1 << 40)
+    assert_cured(patient, "spool", "warning", "--offline")
 
 
 # -- dead letters ----------------------------------------------------------------------------------

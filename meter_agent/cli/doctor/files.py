@@ -15,7 +15,7 @@ from pathlib import Path
 from meter_agent import Config
 from meter_agent._dead_letters import FILE_BYTES_MAX
 from meter_agent._runtime import SystemRuntime
-from meter_agent._spool_directory import SpoolDirectory
+from meter_agent._spool_directory import SpoolDirectory, allocate
 from meter_agent.cli.doctor.file_systems import FileSystem, file_system_of
 from meter_agent.cli.doctor.finding import Finding, failed, not_checked, ok, warning
 from meter_agent.cli.exit_codes import ExitCode
@@ -44,7 +44,7 @@ def check_spool(config: Config) -> Iterator[Finding]:
             f"`export METER_AGENT_SPOOL_DIR={shlex.quote(os.path.abspath(path))}`",
         )
     if not os.path.lexists(path):
-        yield _check_missing(path)
+        yield _check_missing(path, config.spool_bytes)
         return
     directory = SpoolDirectory(path, config.spool_bytes, SystemRuntime())
     trouble = _trouble_with(directory)
@@ -64,10 +64,11 @@ def check_spool(config: Config) -> Iterator[Finding]:
         yield ok(_SPOOL, f"{path}{where} can be written, locked and mapped")
 
 
-def _check_missing(path: Path) -> Finding:
+def _check_missing(path: Path, allowed: int) -> Finding:
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
-        return ok(_SPOOL, f"{path} is not there yet; the first agent makes it")
+        space = judge_space(path, _free_bytes(above), 0, allowed)
+        return space or ok(_SPOOL, f"{path} is not there yet; the first agent makes it")
     return failed(
         _SPOOL,
         f"{path} is not there, and this user cannot make it in {above}",
@@ -104,7 +105,7 @@ def _trouble_with(directory: SpoolDirectory) -> Finding | None:
 def _try_out(path: Path) -> None:
     # As a segment is used; the file has no name, or loses it at once.
     with tempfile.TemporaryFile(dir=path, prefix=".doctor-") as file:
-        file.truncate(mmap.PAGESIZE)
+        allocate(file.fileno(), mmap.PAGESIZE)
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with mmap.mmap(file.fileno(), mmap.PAGESIZE) as data:
             data[:6] = b"doctor"
@@ -142,11 +143,13 @@ def judge_space(path: Path, free: int, used: int, allowed: int) -> Finding | Non
             f"`meter-agent status` says why; `export METER_AGENT_SPOOL_BYTES={2 * allowed}`",
         )
     if free < allowed - used:
-        fits = max(_MEBIBYTE, used + free // 2)
+        fits = used + free // 2
         return warning(
             _SPOOL,
             f"{_size(free)} are free for {path}, which may take {_size(allowed - used)} more",
-            f"make space, or `export METER_AGENT_SPOOL_BYTES={fits}`",
+            f"make space, or `export METER_AGENT_SPOOL_BYTES={fits}`"
+            if fits >= _MEBIBYTE  # a spool is no smaller
+            else "make space there, or name another directory: METER_AGENT_SPOOL_DIR",
         )
     return None
 
