@@ -9,7 +9,7 @@ from meter_agent import Config
 from meter_agent._reply import TransportError
 from meter_agent._transport import Transport
 
-__all__ = ["SandboxControlError", "read_control"]
+__all__ = ["SandboxControlError", "is_sandbox", "read_control"]
 
 _SECONDS = 10.0
 _BYTES_MAX = 256 * 1024 * 1024
@@ -44,3 +44,12 @@ def read_control(config: Config, name: str) -> dict[str, Any]:
     if reply.status != 200 or not isinstance(document, dict):
         raise SandboxControlError(f"HTTP {reply.status} from {url}; is it a sandbox?")
     return document
+
+
+def is_sandbox(config: Config) -> bool:
+    """Return whether what answers at the *sandbox_url* of *config* is a sandbox."""
+    try:
+        read_control(config, "clock")
+    except SandboxControlError:
+        return False
+    return True

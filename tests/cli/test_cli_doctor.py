@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from click.testing import CliRunner
@@ -42,6 +43,12 @@ def patient(stripe: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         somebody.set(METER_AGENT_SANDBOX_URL=server.url)
         somebody.set(METER_AGENT_DEAD_LETTER_FILE=tmp_path / "letters.jsonl")
         yield somebody
+
+
+@pytest.fixture
+def with_a_key(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> Patient:
+    as_if_real(patient, monkeypatch)
+    return patient
 
 
 def as_if_real(patient: Patient, monkeypatch: pytest.MonkeyPatch, key: str = RESTRICTED) -> None:
@@ -281,9 +288,32 @@ def test_a_proxy_that_does_not_answer_is_named(
     as_if_real(patient, monkeypatch)
     # One that is not on this host, so that a proxy may be right.
     patient.set(METER_AGENT_API_URL="https://stripe.test", https_proxy="http://127.0.0.1:1")
-    finding = patient.ask().of("api host")
-    assert (finding["state"], "correct https_proxy" in finding["advice"]) == ("failed", True)
-    assert "`export NO_PROXY=stripe.test`" in finding["advice"]
+    patient.set(METER_AGENT_EVENTS_URL="https://events.test")
+    diagnosis = patient.ask()
+    # Who follows the advice for one host and then that for the other has excepted both.
+    for check in ("api host", "stream host"):
+        finding = diagnosis.of(check)
+        assert (finding["state"], "correct https_proxy" in finding["advice"]) == ("failed", True)
+        patient.follow(finding["advice"])
+    assert patient.ask("--offline").of("proxy")["detail"] == (
+        "none for events.test, none for stripe.test"
+    )
+
+
+def test_a_sandbox_that_is_asked_for_tls_has_its_address_corrected(patient: Patient) -> None:
+    url = os.environ["METER_AGENT_SANDBOX_URL"]
+    patient.set(METER_AGENT_SANDBOX_URL=url.replace("http:", "https:"))
+    assert_cured(patient, "sandbox", "failed", exit_code=5)
+    assert os.environ["METER_AGENT_SANDBOX_URL"] == url
+
+
+@pytest.mark.parametrize("path", ["/_sandbox", "/v2/billing"])
+def test_an_address_that_is_not_that_of_the_sandbox_is_told(patient: Patient, path: str) -> None:
+    patient.set(METER_AGENT_SANDBOX_URL=os.environ["METER_AGENT_SANDBOX_URL"] + path)
+    diagnosis = patient.ask()
+    assert diagnosis.exit_code == 5
+    assert "is no sandbox" in diagnosis.of("sandbox")["detail"]
+    assert "name the address that it printed" in diagnosis.of("sandbox")["advice"]
 
 
 @pytest.mark.parametrize("status", [503, 407])
@@ -351,12 +381,27 @@ def test_a_refused_key_ends_it_with_4_and_a_good_one_mends_it(
     ],
 )
 def test_a_session_that_is_refused_is_told_with_what_to_change(
-    patient: Patient, stripe: Sandbox, fault: Fault, exit_code: int, advice: str
+    with_a_key: Patient, stripe: Sandbox, fault: Fault, exit_code: int, advice: str
 ) -> None:
     stripe.add_fault(fault)
-    diagnosis = patient.ask()
+    diagnosis = with_a_key.ask()
     assert diagnosis.exit_code == exit_code
     assert advice in diagnosis.of("session")["advice"]
+
+
+@pytest.mark.parametrize(
+    ("check", "status", "exit_code"),
+    [("session", 401, 4), ("session", 400, 2), ("meters", 403, 4), ("meters", 503, 5)],
+)
+def test_a_sandbox_that_refuses_was_told_to_and_is_told_otherwise(
+    patient: Patient,
+    stripe: Sandbox,
+    check: Literal["session", "meters"],
+    status: int,
+    exit_code: int,
+) -> None:
+    stripe.add_fault(Fault("status", on=check, status=status))
+    assert_cured(patient, check, "failed", exit_code=exit_code)
 
 
 def test_a_session_that_breaks_off_is_unreachable(patient: Patient, stripe: Sandbox) -> None:
@@ -365,8 +410,9 @@ def test_a_session_that_breaks_off_is_unreachable(patient: Patient, stripe: Sand
 
 
 def test_the_permission_that_a_key_lacks_to_list_meters_is_named(
-    patient: Patient, stripe: Sandbox
+    patient: Patient, stripe: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    as_if_real(patient, monkeypatch)
     words = (
         "The provided key 'rk_test_***' does not have the required permissions for this endpoint"
         " on account 'acct_1'. Having the 'rak_billing_meter_read' permission would allow this"

@@ -15,6 +15,7 @@ from meter_agent._event import PayloadKeys
 from meter_agent._ledger import Traffic
 from meter_agent._runtime import SystemRuntime
 from meter_agent.cli.doctor.finding import Finding, failed, ok, warning
+from meter_agent.cli.doctor.hosts import other_side_fails
 from meter_agent.cli.doctor.settings import RESTRICTED_KEY
 from meter_agent.cli.exit_codes import ExitCode
 from meter_agent.cli.sandbox_control import SandboxControlError, read_control
@@ -63,19 +64,25 @@ class Account:
         return self._refusal("session", answer)
 
     def _refusal(self, check: str, answer: Answer) -> Finding:
+        advice, exit_code = self._remedy(answer)
+        if self._config.sandbox_url is not None:
+            # It takes any key and any account, unless it was told to refuse them.
+            advice = other_side_fails(self._config)
+        return failed(check, answer.message, advice, exit_code)
+
+    def _remedy(self, answer: Answer) -> tuple[str, ExitCode]:
         if answer.status == 403:
-            return failed(check, answer.message, _permission(answer), ExitCode.AUTHENTICATION)
+            return _permission(answer), ExitCode.AUTHENTICATION
         if answer.status == 401:
             advice = (
                 f"put a key that is not revoked, of the right account and mode, into "
                 f"{self._key_origin} (Dashboard: Developers, API keys)"
             )
-            return failed(check, answer.message, advice, ExitCode.AUTHENTICATION)
+            return advice, ExitCode.AUTHENTICATION
         if answer.verdict is Verdict.UNAUTHORIZED:
             advice = "correct METER_AGENT_STRIPE_VERSION, _STRIPE_ACCOUNT and _STRIPE_CONTEXT"
-            return failed(check, answer.message, f"{advice}, or unset them", ExitCode.USAGE)
-        advice = "wait, and ask again: the fault is on the other side (status.stripe.com)"
-        return failed(check, answer.message, advice, ExitCode.UNREACHABLE)
+            return f"{advice}, or unset them", ExitCode.USAGE
+        return other_side_fails(self._config), ExitCode.UNREACHABLE
 
     # -- meters --------------------------------------------------------------------------------
 
@@ -120,7 +127,7 @@ class Account:
         return meters
 
     def _unlisted(self, answer: Answer) -> Finding:
-        if answer.status != 403:
+        if answer.status != 403 or self._config.sandbox_url is not None:
             return self._refusal("meters", answer)
         return warning("meters", f"not compared: {answer.message}", _permission(answer))
 

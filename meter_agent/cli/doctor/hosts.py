@@ -6,7 +6,7 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -17,8 +17,9 @@ from meter_agent._reply import TransportError, Trouble
 from meter_agent._transport import Transport, Way
 from meter_agent.cli.doctor.finding import Finding, failed, not_checked, ok, warning
 from meter_agent.cli.exit_codes import ExitCode
+from meter_agent.cli.sandbox_control import is_sandbox
 
-__all__ = ["Hosts", "Skew"]
+__all__ = ["Hosts", "Skew", "other_side_fails"]
 
 _SECONDS = 10.0
 """For one answer. Whoever calls a doctor waits for it."""
@@ -86,7 +87,7 @@ class Hosts:
                 yield failed(
                     "proxy",
                     f"{_netloc(url)} is on this host, and asked through {_proxy_told(url, way)}",
-                    _without_proxy(url),
+                    _without_proxy([url]),
                     ExitCode.USAGE,
                 )
                 return
@@ -110,16 +111,24 @@ class Hosts:
             reply = self._transport.get(url, {}, at_most_seconds=_SECONDS)
         except TransportError as error:
             self.unreachable.add(url)
-            advice = _advice(error.trouble, url, self._config.sandbox_url)
+            advice = self._advice(error.trouble, url)
             return failed(check, f"{host}: {error}", advice, ExitCode.UNREACHABLE)
         if reply.status >= 500 or reply.status == 407:
             self.unreachable.add(url)
             return failed(
                 check,
                 f"{host} answered HTTP {reply.status}",
-                _advice("proxy", url, self._config.sandbox_url)
+                self._advice("proxy", url)
                 if reply.status == 407
-                else "wait, and ask again: the fault is on the other side (status.stripe.com)",
+                else other_side_fails(self._config),
+                ExitCode.UNREACHABLE,
+            )
+        if self._config.sandbox_url is not None and not is_sandbox(self._config):
+            self.unreachable.add(url)
+            return failed(
+                check,
+                f"{host} answers, and is no sandbox at {self._config.sandbox_url}",
+                _right_sandbox(self._config.sandbox_url),
                 ExitCode.UNREACHABLE,
             )
         date = reply.headers.get("Date")
@@ -129,6 +138,28 @@ class Hosts:
                 self._skews.append(Skew.of(date, before, time.time()))
         secured = ", its certificate is good" if url.startswith("https:") else ""
         return ok(check, f"{host} answers{secured}")
+
+    def _advice(self, trouble: Trouble, url: str) -> str:
+        sandbox_url = self._config.sandbox_url
+        if trouble == "tls":
+            if sandbox_url is not None and _netloc(url).startswith(_LOOPBACK):
+                plain = sandbox_url.replace("https:", "http:", 1)
+                return f"a sandbox speaks no TLS: `export METER_AGENT_SANDBOX_URL={plain}`"
+            return (
+                "if something on the way inspects TLS, name its certificate:"
+                " `export REQUESTS_CA_BUNDLE=/path/to/ca.pem`; see also that this host's clock is"
+                " right"
+            )
+        if trouble == "proxy":
+            # Every host at once: who follows one advice after the other keeps them all.
+            variable = _proxy_variable(url)
+            return f"correct {variable}, or go without it: {_without_proxy(self.urls().values())}"
+        if trouble == "name":
+            return f"correct the name, or the name server: `getent hosts {urlsplit(url).hostname}`"
+        if sandbox_url is not None:
+            return _right_sandbox(sandbox_url)
+        host = _netloc(url)
+        return f"let this host connect to {host}, or name a proxy: `export HTTPS_PROXY=http://...`"
 
     def check_clock(self) -> Finding:
         """Return how far this clock is off; after `check_hosts`."""
@@ -151,6 +182,14 @@ class Hosts:
         return warning("clock", f"{detail}; usage may fall into the wrong period", advice)
 
 
+def other_side_fails(config: Config) -> str:
+    """Return the advice for an answer that is nobody's fault on this side."""
+    if config.sandbox_url is None:
+        return "wait, and ask again: the fault is on the other side (status.stripe.com)"
+    url = f"{config.sandbox_url.rstrip('/')}/_sandbox/faults"
+    return f"have the sandbox do as Stripe does: `curl -s -X DELETE {url}`; or start it again"
+
+
 def _netloc(url: str) -> str:
     return urlsplit(url).netloc
 
@@ -167,11 +206,11 @@ def _proxy_variable(url: str) -> str:
     return next((name for name in spellings if os.environ.get(name)), "the system's settings")
 
 
-def _without_proxy(url: str) -> str:
+def _without_proxy(urls: Iterable[str]) -> str:
     # The small spelling wins, where both are there.
     name = "no_proxy" if os.environ.get("no_proxy") else "NO_PROXY"
-    others = os.environ.get(name)
-    return f"`export {name}={others + ',' if others else ''}{urlsplit(url).hostname}`"
+    hosts = dict.fromkeys(str(urlsplit(url).hostname) for url in urls)
+    return f"`export {name}={','.join(filter(None, [os.environ.get(name), *hosts]))}`"
 
 
 def _check_certificates(ca_bundle: str | None) -> Finding:
@@ -192,19 +231,9 @@ def _check_certificates(ca_bundle: str | None) -> Finding:
     return ok("tls", f"certificates are verified, with those in {ca_bundle} ({name})")
 
 
-def _advice(trouble: Trouble, url: str, sandbox_url: str | None) -> str:
-    host = _netloc(url)
-    if trouble == "tls":
-        return (
-            "if something on the way inspects TLS, name its certificate:"
-            " `export REQUESTS_CA_BUNDLE=/path/to/ca.pem`; see also that this host's clock is right"
-        )
-    if trouble == "proxy":
-        variable = _proxy_variable(url)
-        return f"correct {variable}, or go without it: {_without_proxy(url)}"
-    if trouble == "name":
-        return f"correct the name, or the name server: `getent hosts {urlsplit(url).hostname}`"
-    if sandbox_url is not None:
-        port = urlsplit(url).port or 80
-        return f"start the sandbox: `meter-agent sandbox --port {port}`"
-    return f"let this host connect to {host}, or name a proxy: `export HTTPS_PROXY=http://...`"
+def _right_sandbox(sandbox_url: str) -> str:
+    port = urlsplit(sandbox_url).port or 80
+    return (
+        f"start the sandbox: `meter-agent sandbox --port {port}`; or name the address that it"
+        " printed when it was started, METER_AGENT_SANDBOX_URL"
+    )
