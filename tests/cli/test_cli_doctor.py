@@ -147,6 +147,14 @@ def test_every_wrong_setting_is_told_and_its_advice_mends_it(patient: Patient) -
     assert patient.ask().states("settings") == ["ok"]
 
 
+def test_an_address_that_is_none_is_told_with_the_one_of_the_sandbox(patient: Patient) -> None:
+    patient.set(METER_AGENT_SANDBOX_URL="127.0.0.1:12111")
+    diagnosis = patient.ask("--offline")
+    assert diagnosis.exit_code == 2
+    patient.follow(diagnosis.of("settings")["advice"])
+    assert patient.ask("--offline").of("settings")["state"] == "ok"
+
+
 def test_settings_are_told_with_their_origin(patient: Patient) -> None:
     finding = patient.ask("--sandbox-url", "http://127.0.0.1:1", "--offline").of("settings")
     assert "sandbox_url by keyword, dead_letter_file by METER_AGENT_DEAD" in finding["detail"]
@@ -186,7 +194,7 @@ def test_a_publishable_key_is_wrong(patient: Patient, monkeypatch: pytest.Monkey
         ("rk_live_abc", "ok", "a restricted key, live mode"),
         ("rk_test_abc", "ok", "a restricted key, test mode: nothing is billed"),
         ("sk_live_abc", "warning", "a secret key, live mode; whoever has it can do everything"),
-        ("live_abc", "warning", "does not look like a key of Stripe's"),
+        ('"rk_live_abc"', "warning", "does not look like a key of Stripe's"),
     ],
 )
 def test_kind_and_mode_of_the_key_are_told(
@@ -197,6 +205,8 @@ def test_kind_and_mode_of_the_key_are_told(
     assert finding["state"] == state
     assert detail in finding["detail"]
     assert "from STRIPE_API_KEY" in finding["detail"]
+    # As in a file of settings that a shell would have read without them.
+    assert ("no quotes in STRIPE_API_KEY" in str(finding["advice"])) == ('"' in key)
 
 
 def test_the_key_of_an_organisation_needs_a_context(

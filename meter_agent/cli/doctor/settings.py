@@ -70,7 +70,8 @@ def _advice(problem: str) -> str:
     if name in _ADVICE:
         return _ADVICE[name]
     default = next((each.default for each in SETTINGS if each.variable == name), None)
-    return f"correct {name}, or `unset {name}` for its default ({default})"
+    without = "to go without" if default is None else f"for its default ({default})"
+    return f"correct {name}, or `unset {name}` {without}"
 
 
 _ADVICE = {
@@ -82,6 +83,10 @@ _ADVICE = {
     "METER_AGENT_API_KEY_FILE": (
         "write the key, and nothing else, into a file that the user of the service may read"
         " (chmod 600), and name that file"
+    ),
+    "METER_AGENT_SANDBOX_URL": (
+        "name the address that the sandbox printed when it was started:"
+        " `export METER_AGENT_SANDBOX_URL=http://127.0.0.1:12111`"
     ),
     "METER_AGENT_STRIPE_CONTEXT": "name that account: `export METER_AGENT_STRIPE_CONTEXT=acct_...`",
 }
@@ -98,7 +103,8 @@ def check_key(config: Config, origin: str) -> Iterator[Finding]:
     match = _KIND.match(key)
     where = f"{key!r} from {origin}"
     if match is None:
-        yield warning(_KEY, f"{where} does not look like a key of Stripe's", RESTRICTED_KEY)
+        advice = f"copy the key again: it begins with rk_ or sk_, and has no quotes in {origin}"
+        yield warning(_KEY, f"{where} does not look like a key of Stripe's", advice)
         return
     mode = {"test": "test mode: nothing is billed", "live": "live mode"}.get(match["mode"] or "")
     told = f"{where}: {_KINDS[match['kind']]}{', ' + mode if mode else ''}"
