@@ -62,11 +62,8 @@ def as_if_real(patient: Patient, monkeypatch: pytest.MonkeyPatch, key: str = RES
 # -- as a whole ------------------------------------------------------------------------------------
 
 
-def test_who_is_well_is_told_so_and_no_event_is_sent(
-    patient: Patient, stripe: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    as_if_real(patient, monkeypatch)
-    diagnosis = patient.ask("--event", "tokens")
+def test_who_is_well_is_told_so_and_no_event_is_sent(with_a_key: Patient, stripe: Sandbox) -> None:
+    diagnosis = with_a_key.ask("--event", "tokens")
     assert diagnosis.exit_code == 0
     checks = {each["check"]: each["state"] for each in diagnosis.findings}
     assert checks == {
@@ -174,11 +171,10 @@ def test_a_disabled_agent_is_a_warning(patient: Patient) -> None:
 
 
 def test_without_a_key_it_is_said_how_to_get_one(
-    patient: Patient, monkeypatch: pytest.MonkeyPatch
+    with_a_key: Patient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    as_if_real(patient, monkeypatch)
     monkeypatch.delenv("STRIPE_API_KEY")
-    assert_cured(patient, "settings", "failed", "--offline", exit_code=2)
+    assert_cured(with_a_key, "settings", "failed", "--offline", exit_code=2)
 
 
 def test_a_publishable_key_is_wrong(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
