@@ -55,6 +55,16 @@ class _Group(click.Group):
             with formatter.section(section):
                 formatter.write_dl([(name.ljust(width), text) for name, text in rows])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; where it gave up, name the one that knows why."""
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.Exit as end:
+            gave_up = end.exit_code in {ExitCode.AUTHENTICATION, ExitCode.UNREACHABLE}
+            if gave_up and ctx.invoked_subcommand != doctor.name:
+                click.echo("`meter-agent doctor` tells what is wrong, and what mends it", err=True)
+            raise
+
     def main(self, *args: Any, **options: Any) -> Any:
         """Run, and exit with the status."""
         try:

@@ -284,6 +284,7 @@ def test_nobody_at_the_address_is_unreachable_until_the_sandbox_is_started(
     assert diagnosis.exit_code == 5
     assert f"`meter-agent sandbox --port {port}`" in diagnosis.of("sandbox")["advice"]
     assert diagnosis.of("session")["state"] == "not checked"
+    assert "`meter-agent doctor` tells" not in diagnosis.text
     with SandboxServer(stripe, port=port):
         assert patient.ask().exit_code == 0
 

@@ -203,6 +203,15 @@ def test_an_import_that_is_done_is_told(tmp_path: Path) -> None:
     assert f"imports       {told['file']}: 5 rows, 5 delivered; done\n" in status().stdout
 
 
+def test_rows_that_are_not_billed_are_told_with_the_file_they_are_in(
+    tmp_path: Path, stripe: Sandbox
+) -> None:
+    stripe.add_fault(Fault("poison", match={"payload.value": "3"}))
+    assert done("import", rows(tmp_path / "usage.csv", 5), "--rejects", tmp_path / "bad.csv") == 3
+    told = f"4 delivered, 1 dead-lettered; done; the others are in {tmp_path / 'bad.csv'}\n"
+    assert told in status().stdout
+
+
 def test_an_import_is_running_then_broken_off_then_done(tmp_path: Path, stripe: Sandbox) -> None:
     file = rows(tmp_path / "usage.csv", 5)
     stripe.add_fault(Fault("hang", accept=True))

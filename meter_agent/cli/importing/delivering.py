@@ -26,6 +26,8 @@ from meter_agent.cli.progress import progress
 
 __all__ = ["deliver_file"]
 
+_TO_MEND = "rows that are not billed, and why: {}; mended, it can be imported itself"
+
 
 def deliver_file(file: InputFile, config: Config, options: ImportOptions) -> ExitCode:
     """Import *file*, or say why not."""
@@ -56,13 +58,15 @@ def deliver_file(file: InputFile, config: Config, options: ImportOptions) -> Exi
 
 
 def _tell_earlier(file: InputFile, journal: Journal, options: ImportOptions) -> ExitCode:
-
     click.echo(
         f"{file.name} was imported before, on {journal.header['started_at']}: nothing was sent. "
         f"What became of it is in {journal.path}",
         err=True,
     )
     ledger = journal.ledger
+    rejects = Path(journal.header["rejects"])
+    if ledger.rejected + ledger.dead_lettered and rejects.exists():
+        click.echo(_TO_MEND.format(rejects), err=True)
     exit_code = ExitCode.OK if ledger.complete else ExitCode.PARTLY
     outcome = Imported(ledger, exit_code, "imported before")
     _print_outcome(file, outcome, journal, options)
@@ -131,10 +135,12 @@ def _deliver(file: InputFile, config: Config, journal: Journal, options: ImportO
             total=rows.total,
         ).run()
     if outcome.ended != "done":
-        click.echo(f"{outcome.ended}; --resume goes on", err=True)
+        # An import of which nothing may have been sent leaves no journal to go on with.
+        further = "--resume goes on" if journal.exists else "nothing was sent, so import it again"
+        click.echo(f"{outcome.ended}; {further}", err=True)
     ledger = outcome.ledger
     if ledger.rejected + ledger.dead_lettered:
-        click.echo(f"rows that are not billed, and why: {rejects.path}", err=True)
+        click.echo(_TO_MEND.format(rejects.path), err=True)
     if ledger.uncertain and letters.length:
         click.echo(f"events that Stripe may have, as dead letters: {letters.path}", err=True)
     _print_outcome(file, outcome, journal, options)

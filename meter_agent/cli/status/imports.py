@@ -44,7 +44,9 @@ def _line(each: dict[str, Any]) -> str:
         for name in ("delivered", "dead_lettered", "uncertain", "rejected")
         if ledger.get(name) or name == "delivered"
     )
-    return f"{each['file']}: {each['last_row']} rows, {counts}; {each['state']}"
+    unbilled = ledger.get("rejected", 0) + ledger.get("dead_lettered", 0)
+    where = f"; the others are in {each['rejects']}" if unbilled else ""
+    return f"{each['file']}: {each['last_row']} rows, {counts}; {each['state']}{where}"
 
 
 def _imports(directory: Path) -> Iterator[dict[str, Any]]:

@@ -78,6 +78,14 @@ def test_a_bad_row_in_a_batch_takes_no_other_with_it(importer: Importer, stripe:
     assert first[0].startswith("Stripe refused it: HTTP 400")
     assert "Not this one." in first[0]
     assert (second[1], "(no_meter)" in second[0]) == ("350", True)
+    # Who asks again is told where they are; and mended, here by others, they are billed from there.
+    again = importer(importer.folder / "a.csv", *TOKENS)
+    assert (again.status, again.report["ended"]) == (3, "imported before")
+    told = f"and why: {outcome.report['rejects']}; mended, it can be imported itself"
+    assert (told in outcome.talk, told in again.talk) == (True, True)
+    stripe.clear_faults()
+    assert importer(outcome.report["rejects"], *TOKENS).status == 0
+    assert importer.billed() == total(700)
 
 
 def test_a_refused_key_ends_it_with_4_and_nothing_is_left_behind(
@@ -88,6 +96,8 @@ def test_a_refused_key_ends_it_with_4_and_nothing_is_left_behind(
     outcome = importer(file, *TOKENS)
     assert outcome.status == 4
     assert "the key is refused" in outcome.talk
+    assert "nothing was sent, so import it again\n" in outcome.talk
+    assert outcome.talk.endswith("`meter-agent doctor` tells what is wrong, and what mends it\n")
     assert list(importer.state.iterdir()) == []
     stripe.clear_faults()
     assert importer(file, *TOKENS).status == 0
@@ -102,7 +112,7 @@ def test_a_server_that_takes_nothing_ends_it_with_5_and_resume_goes_on(
     outcome = importer(file, *TOKENS, "--patience", "2")
     assert outcome.status == 5
     assert outcome.books() == {"rows": 300, "recorded": 300, "uncertain": 300}
-    assert "nothing was delivered for 2 s" in outcome.talk
+    assert re.search("nothing was delivered for 2 s.*; --resume goes on\n", outcome.talk)
     stripe.clear_faults()
     assert importer(file, *TOKENS, "--resume").books()["delivered"] == 400
     assert importer.billed() == total(400)
