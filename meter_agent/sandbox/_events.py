@@ -12,7 +12,7 @@ from typing import Any
 
 from meter_agent.sandbox._errors import StripeError
 
-__all__ = ["MAX_EVENTS", "MeterEvent", "PayloadKeys", "check_event", "events_of"]
+__all__ = ["MAX_EVENTS", "OTHERS", "MeterEvent", "PayloadKeys", "check_event", "events_of"]
 
 MAX_EVENTS = 100
 _MAX_CHARS = 100
@@ -33,6 +33,10 @@ class PayloadKeys:
 
     customer_key: str = "stripe_customer_id"
     value_key: str = "value"
+
+
+OTHERS = ""
+"""In a mapping by event name: every other one. No event has this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,8 @@ def check_event(raw: Any, where: str, now: float, keys: Mapping[str, PayloadKeys
         raw: One element of `events`, or the body that holds a single event.
         where: What it is called in the message.
         now: Unix seconds; the middle of the timestamp window.
-        keys: Payload keys by event name, where they are not the usual ones.
+        keys: Payload keys by event name, where they are not the usual ones; those of `OTHERS` are
+            for names that are not there.
 
     Raises:
         StripeError: The first rule that it breaks. Rules that Stripe's stream checks only later
@@ -89,7 +94,7 @@ def check_event(raw: Any, where: str, now: float, keys: Mapping[str, PayloadKeys
     timestamp = raw.get("timestamp")
     if timestamp is not None:
         _check_timestamp(timestamp, now, f"{where}.timestamp")
-    meter = keys.get(event_name, _USUAL_KEYS)
+    meter = keys.get(event_name) or keys.get(OTHERS, _USUAL_KEYS)
     customer = _customer(payload, meter.customer_key, f"{where}.payload")
     value = _value(payload, meter.value_key, f"{where}.payload")
     return MeterEvent(event_name, customer, value, payload, identifier, timestamp, meter)

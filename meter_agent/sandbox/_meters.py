@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from meter_agent.sandbox._errors import StripeError
 from meter_agent.sandbox._events import MeterEvent, PayloadKeys
@@ -106,6 +106,9 @@ class Meter:
         }
 
 
+_KeysByEvent: TypeAlias = Mapping[str, Mapping[str, str]]
+
+
 class Meters:
     """The meters of the account; None: whatever an event is called, there is a meter for it.
 
@@ -116,14 +119,20 @@ class Meters:
     """
 
     def __init__(
-        self, meters: Iterable[Meter] | None, payload_keys: Mapping[str, PayloadKeys], now: float
+        self, meters: Iterable[Meter] | None, payload_keys: _KeysByEvent, now: float
     ) -> None:
         listed = None if meters is None else list(meters)
         self._created = int(now)
         self._by_event = None if listed is None else {each.event_name: each for each in listed}
         if listed is not None and len(self._by_event or ()) < len(listed):
             raise ValueError("meters: an event name belongs to one meter")
-        self.payload_keys = dict(payload_keys) | {
+        self.payload_keys: dict[str, PayloadKeys] = {}
+        self.add_payload_keys(payload_keys)
+
+    def add_payload_keys(self, payload_keys: _KeysByEvent) -> None:
+        """Look there too; meters that were named look where they say."""
+        self.payload_keys |= {name: PayloadKeys(**keys) for name, keys in payload_keys.items()}
+        self.payload_keys |= {
             each.event_name: PayloadKeys(each.customer_key, each.value_key) for each in self
         }
 

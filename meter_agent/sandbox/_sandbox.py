@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 
 from meter_agent.sandbox import _control
 from meter_agent.sandbox._errors import StripeError
-from meter_agent.sandbox._events import MeterEvent, PayloadKeys, check_event, events_of
+from meter_agent.sandbox._events import MeterEvent, check_event, events_of
 from meter_agent.sandbox._faults import Door, Fault, Faults, Strike
 from meter_agent.sandbox._ledger import Entry, Ledger, LedgerRow, TotalsDocument
 from meter_agent.sandbox._meters import Meter, Meters
@@ -86,7 +86,7 @@ class Sandbox:
         validate: `"sync"` refuses a bad event with a 400; `"async"` answers 200 and lists it under
             `rejected`, as the real stream does for rules about values, times and customers.
         payload_keys: Per event name `{"customer_key": ..., "value_key": ...}`, where a meter reads
-            other payload keys than `stripe_customer_id` and `value`.
+            other payload keys than `stripe_customer_id` and `value`; `""`: every other event name.
         meters: The meters that there are, as `Meter` or by event name; other events are refused
             with `no_meter`, those of an inactive one with `archived_meter`. None: every event name
             is taken.
@@ -124,9 +124,7 @@ class Sandbox:
         self._expired_status = expired_status
         self._api_keys = None if api_keys is None else frozenset(api_keys)
         self._validate = validate
-        self._payload_keys = {
-            event_name: PayloadKeys(**keys) for event_name, keys in (payload_keys or {}).items()
-        }
+        self._payload_keys = payload_keys or {}
         self._time = time
         self._first_meters = None if meters is None else [*map(_meter, meters)]
         # Re-entrant, because a fault's predicate may want to look at the sandbox.
@@ -220,6 +218,11 @@ class Sandbox:
         listed = None if meters is None else [*map(_meter, meters)]
         with self._lock:
             self._meters = Meters(listed, self._payload_keys, self.now())
+
+    def add_payload_keys(self, keys: Mapping[str, Mapping[str, str]]) -> None:
+        """Read these too, until `reset`; see *payload_keys* of the constructor."""
+        with self._lock:
+            self._meters.add_payload_keys(keys)
 
     def totals(self) -> TotalsDocument:
         """Number of accepted events and of duplicates, and exact sums.

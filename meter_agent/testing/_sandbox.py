@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -126,6 +126,8 @@ class MeterSandbox(Events):
         held = stats()
         waiting = held.buffered + held.in_flight
         remarks = [f"rejected: {row['message']}" for row in self.sandbox.rejected]
+        if held.dead_lettered:
+            remarks.append(f"refused: {held.dead_lettered} (last error: {held.last_error})")
         if waiting:
             remarks.append(
                 f"the default agent still holds {waiting}: call meter_agent.flush(10) before"
@@ -173,24 +175,14 @@ def sandbox(server: SandboxServer | None = None, **settings: Any) -> Iterator[Me
         ImportError: The extra *sandbox* is not installed.
     """
     built: list[Pipeline] = []
-
-    def wrap(make: MakePipeline) -> MakePipeline:
-        def make_watched(config: Config, *arguments: Any, **options: Any) -> Pipeline:
-            refuse_live_key(config)
-            pipeline = make(config, *arguments, **options)
-            if not config.disabled:
-                built.append(pipeline)
-            return pipeline
-
-        return make_watched
-
     with ExitStack() as stack:
         if server is None:
             server = start_server()
             stack.callback(server.stop)
         server.sandbox.reset()
         stripe = MeterSandbox(server)
-        for setting in (environment(stripe.url), offline(), standing_on(wrap), set_aside()):
+        watch = _watch(built, server.sandbox)
+        for setting in (environment(stripe.url), offline(), standing_on(watch), set_aside()):
             stack.enter_context(setting)
         threads = _threads()
         try:
@@ -201,6 +193,27 @@ def sandbox(server: SandboxServer | None = None, **settings: Any) -> Iterator[Me
             server.disconnect()
             raise
         _end(stripe, server, built, threads)
+
+
+def _watch(built: list[Pipeline], stripe: Sandbox) -> Callable[[MakePipeline], MakePipeline]:
+    def wrap(make: MakePipeline) -> MakePipeline:
+        def make_watched(config: Config, *arguments: Any, **options: Any) -> Pipeline:
+            refuse_live_key(config)
+            pipeline = make(config, *arguments, **options)
+            if not config.disabled:
+                built.append(pipeline)
+                stripe.add_payload_keys(_payload_keys(config))
+            return pipeline
+
+        return make_watched
+
+    return wrap
+
+
+def _payload_keys(config: Config) -> dict[str, dict[str, str]]:
+    """Return where the agent writes; the sandbox looks there, as the meters would."""
+    default, by_event = config.encoder_keys
+    return {name: keys._asdict() for name, keys in ({"": default} | by_event).items()}
 
 
 def _end(

@@ -55,6 +55,28 @@ def test_what_goes_wrong_on_request_changes_no_total() -> None:
             stripe.inject("typhoon")
 
 
+def test_the_sandbox_looks_for_customer_and_value_where_the_agents_write_them() -> None:
+    keys = {"output": {"value_key": "tokens"}, "input": {"value_key": "words"}}
+    with sandbox(payload_keys=keys, customer_key="org") as stripe:
+        for name in ("output", "input", "seats"):
+            meter_agent.record(name, "cus_1", 5)
+        assert meter_agent.flush(20)
+        (event,) = stripe.assert_recorded("output", customer="cus_1", value=5)
+        assert event.payload == {"org": "cus_1", "tokens": "5"}
+        assert [stripe.total(name) for name in ("input", "seats")] == [5, 5]
+        # The application's own configuration, as it starts within the test.
+        meter_agent.configure(payload_keys={"output": {"value_key": "count"}})
+        meter_agent.record("output", "cus_1", 7)
+        assert meter_agent.flush(20)
+        assert stripe.total("output") == 12
+        # A meter that was named is as it is.
+        stripe.sandbox.set_meters(["output"])
+        meter_agent.record("output", "cus_1", 9)
+        assert meter_agent.flush(20)
+        with pytest.raises(AssertionError, match=r"refused: 1 .*payload_no_value_defined"):
+            stripe.assert_recorded("output", value=9)
+
+
 def test_the_clock_of_the_sandbox_ends_sessions() -> None:
     with sandbox() as stripe:
         for _ in range(2):
