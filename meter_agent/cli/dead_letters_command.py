@@ -112,26 +112,25 @@ def resend(
     nothing was delivered for a while.
     """
     from meter_agent.cli.dead_letters.judging import Judge
-    from meter_agent.cli.dead_letters.plan import Plan, make_parts
+    from meter_agent.cli.dead_letters.plan import NOTHING, Plan, make_parts
     from meter_agent.cli.dead_letters.resend import AT_A_TIME, Resend
     from meter_agent.cli.log_lines import warnings_said
     from meter_agent.cli.printing import print_json
     from meter_agent.cli.progress import progress
 
+    if as_json and file is None and not letter_file(file).exists():
+        print_json(NOTHING)
     path, letters, resent = _open(context, file, choice)
     config = _sending(read_settings(sandbox_url=sandbox_url), path)
     judge = Judge(config.encoder_keys, uncertain=uncertain)
     plan = Plan(letters, judge, resent)
     for line in plan.to_lines():
         click.echo(line, err=True)
-    if plan.total and not (yes or _confirmed()):
+    if not (plan.total and (yes or _confirmed())):
         if as_json:
             print_json(plan.to_document())
-        context.exit(ExitCode.USAGE)
-    if not plan.total:
-        if as_json:
-            print_json(plan.to_document())
-        context.exit(ExitCode.OK if plan.complete else ExitCode.PARTLY)
+        nothing_to_send = ExitCode.OK if plan.complete else ExitCode.PARTLY
+        context.exit(ExitCode.USAGE if plan.total else nothing_to_send)
     try:
         with progress("resend") as shown, warnings_said(shown.say), resent:
             work = Resend(config, resent, patience_seconds=patience, shown=shown, total=plan.total)

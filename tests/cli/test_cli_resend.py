@@ -55,6 +55,15 @@ def identifiers(stripe: Sandbox) -> list[str]:
     return [row["identifier"] for row in stripe.ledger(limit=None)]
 
 
+def test_where_no_letter_was_ever_written_there_is_nothing_to_send(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METER_AGENT_DEAD_LETTER_FILE", str(tmp_path / "none.jsonl"))
+    status, plan, talk = resend("--yes")
+    assert (status, "there is no" in talk) == (0, True)
+    assert plan == {"to_send": {}, "may_bill_twice": 0, "stay": {}, "unread": 0}
+
+
 def test_a_letter_goes_out_as_it_was_and_is_noted(file: Path, stripe: Sandbox) -> None:
     written = letter("event-1", "1.50", payload={"region": "eu"}, age_seconds=3 * DAY)
     write(file, written)

@@ -11,7 +11,7 @@ from meter_agent.cli.dead_letters.judging import Judge, Stay
 from meter_agent.cli.dead_letters.letters import Letter, Letters
 from meter_agent.cli.dead_letters.resent import Resent
 
-__all__ = ["Item", "Plan", "make_parts"]
+__all__ = ["NOTHING", "Item", "Plan", "make_parts"]
 
 
 class Item(NamedTuple):
@@ -19,6 +19,10 @@ class Item(NamedTuple):
 
     letter: Letter
     event: RecordedEvent
+
+
+NOTHING = {"to_send": {}, "may_bill_twice": 0, "stay": {}, "unread": 0}
+"""The plan where there are no letters, ready for JSON."""
 
 
 class Plan:
@@ -57,7 +61,7 @@ class Plan:
 
     def to_document(self) -> dict[str, Any]:
         """Return it ready for JSON."""
-        return {
+        return NOTHING | {
             "to_send": dict(self.reasons),
             "may_bill_twice": self.may_bill_twice,
             "stay": {why.value: count for why, count in self.stay.items()},
