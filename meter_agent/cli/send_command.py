@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -170,6 +171,7 @@ def _print_request(request: dict[str, Any]) -> None:
 
 def _print_outcome(event: MeterEvent, sent: Sent, *, as_json: bool) -> None:
     from meter_agent.cli.printing import print_json, printable
+    from meter_agent.cli.send.verdict import METER_CODES
 
     document = sent.to_document()
     if as_json:
@@ -181,6 +183,9 @@ def _print_outcome(event: MeterEvent, sent: Sent, *, as_json: bool) -> None:
     if document["meaning"] is not None:
         click.echo(printable(f"Stripe says: {sent.message}"), err=True)
         click.echo(printable(f"what to do: {document['fix']}"), err=True)
+        if sent.code in METER_CODES:
+            name = shlex.quote(json.loads(event.body)["event_name"])
+            click.echo(printable(f"`meter-agent doctor --event {name}` looks at it"), err=True)
     elif sent.code is None and sent.message is not None:
         click.echo(printable(sent.message), err=True)
     click.echo(_WORDS[sent.outcome.value], err=True)

@@ -236,6 +236,15 @@ def test_without_a_file_dead_letters_are_a_warning(
     )
 
 
+def test_a_file_without_a_folder_is_made_absolute(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    patient.set(METER_AGENT_DEAD_LETTER_FILE="letters.jsonl")
+    assert_cured(patient, "dead letters", "warning", "--offline")
+    assert os.environ["METER_AGENT_DEAD_LETTER_FILE"] == str(tmp_path / "letters.jsonl")
+
+
 def test_a_folder_that_is_missing_is_made(patient: Patient, tmp_path: Path) -> None:
     patient.set(METER_AGENT_DEAD_LETTER_FILE=tmp_path / "my files" / "letters.jsonl")
     assert_cured(patient, "dead letters", "failed", "--offline", exit_code=2)

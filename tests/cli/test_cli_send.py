@@ -107,6 +107,7 @@ def test_a_refusal_is_explained_and_ends_with_1(send: Send, stripe: Sandbox) -> 
     assert (result.exit_code, result.stdout) == (1, "e1  refused\n")
     assert VERDICTS["no_meter"].meaning in result.stderr
     assert f"what to do: {VERDICTS['no_meter'].fix}" in result.stderr
+    assert "`meter-agent doctor --event tokens` looks at it" in result.stderr
 
 
 def test_rate_limits_and_cut_connections_are_waited_out(send: Send, stripe: Sandbox) -> None:

@@ -17,7 +17,7 @@ from meter_agent._dead_letters import FILE_BYTES_MAX
 from meter_agent._runtime import SystemRuntime
 from meter_agent._spool_directory import SpoolDirectory, allocate
 from meter_agent.cli.doctor.file_systems import FileSystem, file_system_of
-from meter_agent.cli.doctor.finding import Finding, failed, not_checked, ok, warning
+from meter_agent.cli.doctor.finding import Finding, State, failed, not_checked, ok, warning
 from meter_agent.cli.exit_codes import ExitCode
 from meter_agent.cli.printing import ago
 from meter_agent.cli.spool.state import SpoolState
@@ -182,6 +182,18 @@ def _look_inside(path: Path) -> Iterator[Finding]:
 
 def check_dead_letter_file(config: Config) -> Finding:
     """Return whether dead letters are kept."""
+    finding = _check_dead_letter_file(config)
+    path = Path(config.dead_letter_file or "/")
+    if finding.state is not State.OK or path.is_absolute():
+        return finding
+    return warning(
+        _LETTERS,
+        f"{path} depends on where the service is started",
+        f"`export METER_AGENT_DEAD_LETTER_FILE={shlex.quote(os.path.abspath(path))}`",
+    )
+
+
+def _check_dead_letter_file(config: Config) -> Finding:
     path = config.dead_letter_path
     if path is None:
         return warning(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _TO_MEND = "rows that are not billed, and why: {}; mended, it can be imported it
 
 def deliver_file(file: InputFile, config: Config, options: ImportOptions) -> ExitCode:
     """Import *file*, or say why not."""
+    _make_state_directory(options.state_dir)
     destination = destination_of(config)
     known = list(known_imports(options.state_dir, destination))
     beginnings = file.look_through({each.header["bytes"] for each in known})
@@ -55,6 +57,18 @@ def deliver_file(file: InputFile, config: Config, options: ImportOptions) -> Exi
             return _deliver(file, config, journal, options)
     except BlockingIOError:
         raise click.UsageError(f"{file.name} is being imported by another process") from None
+
+
+def _make_state_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.listdir(directory)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise click.UsageError(
+            f"no journal can be kept in {directory}: {error.strerror}. Name another directory, one"
+            " that stays: --state-dir"
+        ) from None
 
 
 def _tell_earlier(file: InputFile, journal: Journal, options: ImportOptions) -> ExitCode:

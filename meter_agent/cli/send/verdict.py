@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["VERDICTS", "Verdict", "verdict_of"]
+__all__ = ["METER_CODES", "VERDICTS", "Verdict", "verdict_of"]
 
 
 class Verdict(NamedTuple):
@@ -59,6 +59,14 @@ VERDICTS: Final[dict[str, Verdict]] = {
     ),
 }
 """By code, as Stripe names them."""
+
+METER_CODES: Final = {
+    "no_meter",
+    "archived_meter",
+    "payload_no_value_defined",
+    "payload_no_customer_defined",
+}
+"""Those about the meter, which a doctor can look at."""
 
 
 def verdict_of(code: str | None) -> Verdict | None:

@@ -118,6 +118,19 @@ def test_a_server_that_takes_nothing_ends_it_with_5_and_resume_goes_on(
     assert importer.billed() == total(400)
 
 
+def test_a_place_where_no_journal_can_be_kept_is_told_before_anything_is_sent(
+    importer: Importer,
+) -> None:
+    file = importer.file("a.csv", numbers(10))
+    for place in ("/proc/self/task", importer.file("taken", "") / "below"):
+        importer.state = Path(place)
+        outcome = importer(file, *TOKENS)
+        assert outcome.status == 2
+        assert f"no journal can be kept in {place}: " in outcome.talk
+        assert "--state-dir" in outcome.talk
+    assert importer.billed() == {}
+
+
 def test_nobody_at_the_address_stops_behind_the_first_file(importer: Importer) -> None:
     importer.url = "http://127.0.0.1:1"
     files = [importer.file(f"{n}.csv", numbers(n)) for n in (1, 2)]
