@@ -75,7 +75,9 @@ def sandbox(
     try:
         stripe = Sandbox(session_seconds=session_seconds, seed=seed, meters=meters or None)
         serve(host, port, stripe, allow_remote, ready=_announce)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise click.UsageError(f"{error}; --port 0 takes any that is free") from None
+    except ValueError as error:
         raise click.UsageError(str(error)) from None
 
 

@@ -205,7 +205,7 @@ def _listen(host: str, port: int, allow_remote: bool) -> socket.socket:
     if not allow_remote and not _is_loopback(host):
         raise ValueError(
             f"{host} is not a loopback address, and the sandbox asks for no password; "
-            "allow remote access explicitly"
+            "allow remote access explicitly, by allow_remote=True or --allow-remote"
         )
     if not 0 <= port <= 65535:
         raise ValueError(f"port must lie between 0 and 65535, not {port}")

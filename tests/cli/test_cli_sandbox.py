@@ -63,7 +63,8 @@ def test_a_port_in_use_is_one_line_and_exit_code_2() -> None:
     assert outcome.returncode == 2
     assert outcome.stdout == ""
     assert outcome.stderr == (
-        f"meter-agent sandbox: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+        f"meter-agent sandbox: cannot listen on 127.0.0.1:{port}: Address already in use;"
+        " --port 0 takes any that is free\n"
     )
 
 
@@ -72,6 +73,7 @@ def test_a_host_beyond_loopback_is_refused_unless_allowed(host: str) -> None:
     outcome = run("sandbox", "--host", host, "--port", 0)
     assert outcome.returncode == 2
     assert f"{host} is not a loopback address" in outcome.stderr
+    assert "--allow-remote" in outcome.stderr
     assert outcome.stderr.count("\n") == 1
 
 
