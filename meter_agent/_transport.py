@@ -12,6 +12,7 @@ connection had been kept alive when it broke.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -269,7 +270,14 @@ class Transport:
 
 def preload() -> None:
     """Import requests now, while the first batch still fills, and not between it and the wire."""
-    import requests  # noqa: F401, PLC0415
+    try:
+        import requests  # noqa: PLC0415
+    except Warning:
+        # It warns of packages beside it that it could do without, and here warnings are errors. A
+        # fork in the middle of their import leaves a child where they cannot be imported at all.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import requests  # noqa: F401, PLC0415
 
     import meter_agent._open_connection  # noqa: F401, PLC0415
 

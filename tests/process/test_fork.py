@@ -378,3 +378,21 @@ def test_a_child_forked_while_its_parent_ends_by_sigterm_ends_as_it_likes(
         forks=True,
     )
     assert done.returncode == 0
+
+
+def test_a_package_that_requests_only_asks_for_keeps_no_sender_from_its_work(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    # A fork in the middle of its import leaves the child without it, and here warnings are errors.
+    done = run(
+        """
+        sys.modules["charset_normalizer"] = sys.modules["chardet"] = None
+        agent = MeterAgent(sandbox_url=URL)
+        agent.record("tokens", "child")
+        assert agent.close(20).delivered == 1
+        """,
+        server.url,
+    )
+    assert done.returncode == 0
+    assert "sender_died" not in done.stderr
+    assert customers(sandbox) == {"child": 1}
