@@ -28,6 +28,7 @@ TESTS = (
     "tests/test_answer.py",
     "tests/agent",
     "tests/spool",
+    "tests/crash/test_marks.py",
     "tests/wire/test_transport.py",
     "tests/wire/test_connections.py",
 )
@@ -155,6 +156,24 @@ MUTANTS = (
         "_flusher.py",
         "        if self._gave_up or len(self._senders) >= self._max_in_flight:",
         "        if len(self._senders) >= self._max_in_flight:",
+    ),
+    Mutant(
+        "identifiers begin again after 256 of a batch",
+        "_identifier.py",
+        "divmod(position + len(names), 256)",
+        "divmod(position, 256)",
+    ),
+    Mutant(
+        "the idempotency key knows only how a body begins",
+        "_stream.py",
+        "range(0, len(body), _PIECE_BYTES)",
+        "range(0, min(len(body), _PIECE_BYTES), _PIECE_BYTES)",
+    ),
+    Mutant(
+        "a batch that failed is sent again without being told so",
+        "_delivery.py",
+        "            return answers.pop() if answers else self._attempt(batch, part)",
+        "            return self._attempt(batch, part)",
     ),
     Mutant(
         "a refused token is kept",
@@ -332,6 +351,18 @@ MUTANTS = (
         "_spool_format.py",
         "            if offset >= 0:\n                continue\n",
         "",
+    ),
+    Mutant(
+        "spool: a mark is zero on its way to a new value",
+        "_spool_format.py",
+        "    data[start : start + _MARK.size] = _MARK.pack(mark)",
+        "    _MARK.pack_into(data, start, mark)",
+    ),
+    Mutant(
+        "spool: what stands behind the body of an event is not looked at",
+        "_spool_body.py",
+        "        if end != len(text):",
+        "        if end > len(text):",
     ),
     Mutant(
         "spool: recovered counts what had ended",
