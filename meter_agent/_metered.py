@@ -1,89 +1,25 @@
 """Metering as a decorator: one event for each call that ended well.
 
-Guarantees:
-
-* What the function returns, yields and raises is passed on as it is, and at once.
-* A mistake in the metering is not an error of the call. A customer or value that cannot be worked
-  out is recorded as it is, so that it ends where every invalid event ends: as a dead letter that
-  names it, or, in strict mode, as an `InvalidEventError`.
-
 Imported by the first use of one of its names, not by `import meter_agent`.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, TypeVar
 
 from meter_agent import _default
 from meter_agent._agent import MeterAgent
+from meter_agent._choice import bill_chosen, chosen
+from meter_agent._customer import customer
+from meter_agent._metered_call import MeteredCall
+from meter_agent._metered_function import wrapped
 
 __all__ = ["MeteredCall", "customer", "metered"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-_Bill = Callable[["MeteredCall"], None]
-
-_customer: ContextVar[str | None] = ContextVar("meter_agent_customer", default=None)
-
-
-@contextmanager
-def customer(customer_id: str) -> Iterator[None]:
-    """Bill to *customer_id* what `metered` functions use within the block, unless they say whom.
-
-    It holds for the current thread or asyncio task and the tasks that it starts, and blocks may be
-    nested. `record()` takes no notice of it.
-
-    Example:
-        >>> import meter_agent
-        >>> @meter_agent.metered("reports_built")
-        ... def build_report() -> str:
-        ...     return "report"
-        >>> with meter_agent.customer("cus_123"):
-        ...     build_report()  # billed to cus_123
-        'report'
-    """
-    before = _customer.get()
-    _customer.set(customer_id)
-    try:
-        yield
-    finally:
-        # Not `reset()`, which raises where a generator is closed in another context.
-        _customer.set(before)
-
-
-class MeteredCall:
-    """One call of a metered function, when it has ended; what *customer* and *value* are asked."""
-
-    __slots__ = ("_args", "_customer", "_function", "_kwargs", "items", "last", "result")
-
-    def __init__(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        self._function, self._args, self._kwargs = function, args, kwargs
-        # Now: a generator is often run after the block in which it was made.
-        self._customer = _customer.get()
-        self.result: Any = None
-        """What it returned; None for a generator that was not run to its end."""
-        self.items = 0
-        """How many items a generator has yielded."""
-        self.last: Any = None
-        """The last of them."""
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments by name, defaults included."""
-        bound = _signature(self._function).bind(*self._args, **self._kwargs)
-        bound.apply_defaults()
-        return bound.arguments
-
-
-_signature = functools.lru_cache(maxsize=1024)(inspect.signature)
 
 
 def metered(
@@ -136,126 +72,15 @@ def metered(
                 f"metered() decorates a function, not {type(function).__name__}: put it below"
                 " @classmethod, @staticmethod and @property"
             )
-        return functools.wraps(function)(_wrapper(function, bill))  # type: ignore[return-value]
+        return functools.wraps(function)(wrapped(function, bill))  # type: ignore[return-value]
 
     def bill(call: MeteredCall) -> None:
         bill_chosen(
             _default.record if agent is None else agent.record,
             event_name,
-            call._customer if customer is None else chosen(customer, call),  # noqa: SLF001
+            call.customer if customer is None else chosen(customer, call),
             chosen(value, call),
             None if identifier is None else chosen(identifier, call),
         )
 
     return decorate
-
-
-def _wrapper(function: Callable[..., Any], bill: _Bill) -> Callable[..., Any]:
-    if inspect.isasyncgenfunction(function):
-        return lambda *args, **kwargs: _run_async_generator(
-            function(*args, **kwargs), MeteredCall(function, args, kwargs), bill
-        )
-    if inspect.isgeneratorfunction(function):
-        return lambda *args, **kwargs: _run_generator(
-            function(*args, **kwargs), MeteredCall(function, args, kwargs), bill
-        )
-    if inspect.iscoroutinefunction(function):
-
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
-            call = MeteredCall(function, args, kwargs)
-            call.result = await function(*args, **kwargs)
-            bill(call)
-            return call.result
-
-        return call_async
-
-    def call_now(*args: Any, **kwargs: Any) -> Any:
-        call = MeteredCall(function, args, kwargs)
-        call.result = function(*args, **kwargs)
-        bill(call)
-        return call.result
-
-    return call_now
-
-
-def _run_generator(
-    generator: Generator[Any, Any, Any], call: MeteredCall, bill: _Bill
-) -> Generator[Any, Any, Any]:
-    step: Callable[[], Any] = generator.__next__
-    with _billing(call, bill):
-        while True:
-            try:
-                call.last = step()
-            except StopIteration as end:
-                call.result = end.value
-                break
-            call.items += 1
-            try:
-                step = functools.partial(generator.send, (yield call.last))
-            except GeneratorExit:
-                generator.close()
-                raise
-            except BaseException as error:  # noqa: BLE001 - the generator's to handle
-                step = functools.partial(generator.throw, error)
-    return call.result
-
-
-async def _run_async_generator(
-    generator: AsyncGenerator[Any, Any], call: MeteredCall, bill: _Bill
-) -> AsyncGenerator[Any, Any]:
-    step: Callable[[], Any] = generator.__anext__
-    with _billing(call, bill):
-        while True:
-            try:
-                call.last = await step()
-            except StopAsyncIteration:
-                break
-            call.items += 1
-            try:
-                step = functools.partial(generator.asend, (yield call.last))
-            except GeneratorExit:
-                await generator.aclose()
-                raise
-            except BaseException as error:  # noqa: BLE001 - the generator's to handle
-                step = functools.partial(generator.athrow, error)
-
-
-@contextmanager
-def _billing(call: MeteredCall, bill: _Bill) -> Iterator[None]:
-    """Bill when a generator has ended, or was stopped from outside after it had yielded."""
-    try:
-        yield
-    except Exception:
-        raise
-    except BaseException:  # closed or cancelled: what was yielded was used
-        if call.items:
-            bill(call)
-        raise
-    bill(call)
-
-
-def chosen(wanted: Any, asked: Any) -> Any:
-    """Return *wanted*, or what it answers about *asked*; its exception if it raises one."""
-    if not callable(wanted):
-        return wanted
-    try:
-        return wanted(asked)
-    except Exception as error:  # noqa: BLE001 - code of the application
-        return error.with_traceback(None)  # the event may wait, and is not to keep the frames
-
-
-def bill_chosen(
-    record: Callable[..., bool], event_name: str, customer: Any, value: Any, identifier: Any = None
-) -> None:
-    """Record what `chosen()` returned.
-
-    Raises:
-        InvalidEventError: In strict mode; an exception that `chosen()` caught is its cause.
-    """
-    caught = [each for each in (customer, value, identifier) if isinstance(each, Exception)]
-    try:
-        record(event_name, customer, value, identifier=identifier)
-    except Exception as error:
-        if caught:
-            raise error from caught[0]
-        raise

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from meter_agent._choice import bill_chosen, chosen
 from meter_agent._default import record
-from meter_agent._metered import bill_chosen, chosen
 
 __all__ = ["bill_request"]
 
