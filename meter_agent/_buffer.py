@@ -19,13 +19,13 @@ What it guarantees:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import repeat, starmap
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from meter_agent._batch import Batch
-from meter_agent._event_buffer import NEVER, EventBuffer, Record, copied
+from meter_agent._event_buffer import NEVER, EventBuffer, Record, Terms, copied
 from meter_agent._identifier import draw_prefix, identifier_prefix, identifiers
 from meter_agent._ledger import Counts, DropReason, Outcome
 from meter_agent._runtime import Doorbell, Runtime
@@ -67,30 +67,18 @@ class RingBuffer(EventBuffer):
 
     Args:
         runtime: Clocks and locks.
+        terms: What is the same for every kind of buffer.
         capacity: Most events that may wait.
-        overflow: `"drop_newest"`, `"drop_oldest"` or `"block"`.
-        block_timeout_seconds: How long `"block"` waits for a place before the event is dropped.
-        wake: Called without any lock when a sender should look; safe to call from anywhere.
-        on_fork: Called when a child of `fork` is noticed by its first `record()`.
     """
 
     def __init__(
         self,
         runtime: Runtime,
+        terms: Terms,
         *,
         capacity: int,
-        overflow: str,
-        block_timeout_seconds: float,
-        wake: Callable[[], None],
-        on_fork: Callable[[], None],
     ) -> None:
-        super().__init__(
-            runtime,
-            overflow=overflow,
-            block_timeout_seconds=block_timeout_seconds,
-            wake=wake,
-            on_fork=on_fork,
-        )
+        super().__init__(runtime, terms)
         self._capacity = capacity
         self._nearly_full = max(0, capacity - _PLACES_UNDER_LOCK)
         self._events: deque[Any] = deque()

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from meter_agent._batch import Batch
 from meter_agent._event import MeterEvent
@@ -24,7 +24,7 @@ from meter_agent._health import Room
 from meter_agent._ledger import Counts, DropReason, Outcome, Tally
 from meter_agent._runtime import Doorbell, Runtime
 
-__all__ = ["NEVER", "EventBuffer", "Record", "copied"]
+__all__ = ["NEVER", "EventBuffer", "Record", "Terms", "copied"]
 
 NEVER = sys.maxsize
 _LOOK_AGAIN_SECONDS = 0.001
@@ -49,31 +49,37 @@ class Record(Protocol):
         ...
 
 
+class Terms(NamedTuple):
+    """What every kind of buffer is made with."""
+
+    overflow: str
+    """`"drop_newest"`, `"drop_oldest"` or `"block"`."""
+
+    block_timeout_seconds: float
+    """How long `"block"` waits for a place before the event is dropped."""
+
+    wake: Callable[[], None]
+    """Called without any lock when a sender should look; safe to call from anywhere."""
+
+    on_fork: Callable[[], None]
+    """Called when a child of `fork` is noticed by its first `record()`."""
+
+
 class EventBuffer(ABC):
     """A bounded queue of recorded events, and the account of each of them.
 
     Args:
         runtime: Clocks and locks.
-        overflow: `"drop_newest"`, `"drop_oldest"` or `"block"`.
-        block_timeout_seconds: How long `"block"` waits for a place before the event is dropped.
-        wake: Called without any lock when a sender should look; safe to call from anywhere.
-        on_fork: Called when a child of `fork` is noticed by its first `record()`.
+        terms: See `Terms`.
     """
 
     def __init__(
         self,
         runtime: Runtime,
-        *,
-        overflow: str,
-        block_timeout_seconds: float,
-        wake: Callable[[], None],
-        on_fork: Callable[[], None],
+        terms: Terms,
     ) -> None:
         self._runtime = runtime
-        self._overflow = overflow
-        self._block_timeout_seconds = block_timeout_seconds
-        self._wake = wake
-        self._on_fork = on_fork
+        self._overflow, self._block_timeout_seconds, self._wake, self._on_fork = terms
         self._door = _wiped_on_fork()
         self._refusal: DropReason | None = None
         self._fork_turn = deque([True])

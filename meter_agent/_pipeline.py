@@ -12,7 +12,7 @@ from meter_agent._config import Config, unknown_variables
 from meter_agent._connection import open_stream
 from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReason, letter_of
 from meter_agent._event import EventEncoder, MeterEvent
-from meter_agent._event_buffer import EventBuffer, Record
+from meter_agent._event_buffer import EventBuffer, Record, Terms
 from meter_agent._flusher import Flusher
 from meter_agent._health import Health, Room, diagnose
 from meter_agent._imports import forget_unfinished
@@ -78,14 +78,14 @@ class Pipeline:
 
     def _open_buffer(self) -> EventBuffer:
         config = self._config
-        common: dict[str, Any] = {
-            "overflow": config.overflow,
-            "block_timeout_seconds": config.block_timeout_seconds,
-            "wake": self._wake,
-            "on_fork": self.start_over_after_fork,
-        }
+        terms = Terms(
+            config.overflow,
+            config.block_timeout_seconds,
+            wake=self._wake,
+            on_fork=self.start_over_after_fork,
+        )
         if config.spool_dir is None:
-            return RingBuffer(self._runtime, capacity=config.buffer_events, **common)
+            return RingBuffer(self._runtime, terms, capacity=config.buffer_events)
         # Only who wants a spool pays for it.
         try:
             from meter_agent._spool import SpoolBuffer  # noqa: PLC0415
@@ -97,13 +97,13 @@ class Pipeline:
 
         return SpoolBuffer(
             self._runtime,
+            terms,
             directory=SpoolDirectory(config.spool_dir, config.spool_bytes, self._runtime),
             check=self._encoder.check,
             bytes_max=config.spool_bytes,
             memory_events=config.buffer_events,
             sync_seconds=config.spool_sync_seconds,
             say=self._say,
-            **common,
         )
 
     def _say(self, event: str, level: int, **fields: Any) -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from meter_agent import _spool_format as form
 from meter_agent._batch import Batch
 from meter_agent._event import EventTuple, MeterEvent
-from meter_agent._event_buffer import NEVER, EventBuffer, Record
+from meter_agent._event_buffer import NEVER, EventBuffer, Record, Terms
 from meter_agent._health import Room
 from meter_agent._ledger import Counts, DropReason, Outcome
 from meter_agent._runtime import Runtime
@@ -71,40 +71,28 @@ class SpoolBuffer(EventBuffer):
 
     Args:
         runtime: Clocks and locks.
+        terms: What is the same for every kind of buffer.
         directory: Where the files are.
         check: Raises `InvalidEventError` for an event that cannot be billed.
         bytes_max: *spool_bytes*.
         memory_events: About how many events memory takes where no file can be had.
         sync_seconds: Longest time between two syncs to the disk; 0: left to the kernel.
-        overflow: `"drop_newest"`, `"drop_oldest"` or `"block"`.
-        block_timeout_seconds: How long `"block"` waits for a place before the event is dropped.
-        wake: Called without any lock when a sender should look; safe to call from anywhere.
-        on_fork: Called when a child of `fork` is noticed by its first `record()`.
         say: Writes to the log; called from sender threads, never by `record()`.
     """
 
     def __init__(
         self,
         runtime: Runtime,
+        terms: Terms,
         *,
         directory: SpoolDirectory,
         check: Callable[[EventTuple], None],
         bytes_max: int,
         memory_events: int,
         sync_seconds: float,
-        overflow: str,
-        block_timeout_seconds: float,
-        wake: Callable[[], None],
-        on_fork: Callable[[], None],
         say: Callable[..., object],
     ) -> None:
-        super().__init__(
-            runtime,
-            overflow=overflow,
-            block_timeout_seconds=block_timeout_seconds,
-            wake=wake,
-            on_fork=on_fork,
-        )
+        super().__init__(runtime, terms)
         self._check = check
         self._troubles = SpoolTroubles(say, directory.path)
         self._supply = SegmentSupply(

@@ -7,6 +7,7 @@ from typing import Any
 from meter_agent._batch import Batch
 from meter_agent._buffer import _NO_DETAILS, RingBuffer
 from meter_agent._event import EventEncoder
+from meter_agent._event_buffer import Terms
 from meter_agent._ledger import Outcome
 from tests.virtual import START, VirtualRuntime
 
@@ -23,14 +24,9 @@ class Wakes:
 
 def make_buffer(runtime: Any = None, **options: Any) -> tuple[RingBuffer, Wakes]:
     wakes = Wakes()
-    defaults: dict[str, Any] = {
-        "capacity": 5000,
-        "overflow": "drop_newest",
-        "block_timeout_seconds": 1.0,
-        "wake": wakes,
-        "on_fork": lambda: None,
-    }
-    return RingBuffer(runtime or VirtualRuntime(), **(defaults | options)), wakes
+    capacity = options.pop("capacity", 5000)
+    terms = Terms("drop_newest", 1.0, wakes, lambda: None)._replace(**options)
+    return RingBuffer(runtime or VirtualRuntime(), terms, capacity=capacity), wakes
 
 
 def freeze(buffer: RingBuffer, batch: Batch) -> None:

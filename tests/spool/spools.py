@@ -8,6 +8,7 @@ from typing import Any
 
 from meter_agent._batch import Batch
 from meter_agent._event import EventEncoder
+from meter_agent._event_buffer import Terms
 from meter_agent._ledger import Outcome
 from meter_agent._runtime import Runtime
 from meter_agent._spool import SpoolBuffer
@@ -28,16 +29,17 @@ class Spool:
         defaults: dict[str, Any] = {
             "memory_events": 1000,
             "sync_seconds": 0.0,
-            "overflow": "drop_newest",
-            "block_timeout_seconds": 0.0,
-            "on_fork": lambda: None,
         }
+        terms = Terms("drop_newest", 0.0, lambda: self.wakes.append(None), lambda: None)
+        terms = terms._replace(
+            **{name: options.pop(name) for name in Terms._fields if name in options}
+        )
         self.buffer = SpoolBuffer(
             runtime,
+            terms,
             directory=SpoolDirectory(path, spool_bytes, runtime),
             check=ENCODER.check,
             bytes_max=spool_bytes,
-            wake=lambda: self.wakes.append(None),
             say=lambda event, _level, **fields: self.said.append((event, fields)),
             **(defaults | options),
         )
