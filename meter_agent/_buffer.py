@@ -18,6 +18,7 @@ What it guarantees:
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import repeat, starmap
@@ -146,6 +147,8 @@ class RingBuffer(EventBuffer):
         if len(self) >= self._wanted:
             self._wanted = NEVER
             self._gate.alarm = self._nearly_full * _PIECES
+            if self._refusal is not None:
+                self._gate.alarm = 0  # as `refuse()` has set it, perhaps just before
             self._wake()
 
     def _withdraw(self, event: Any) -> bool:
@@ -167,8 +170,10 @@ class RingBuffer(EventBuffer):
         events, end = self._events, len(self._events) - _PIECES
         for place in range(end, max(-1, end - _PIECES * _PLACES_UNDER_LOCK), -1):
             if all(events[place + n] is piece for n, piece in enumerate(event)):
-                for _ in event:
-                    del events[place]
+                # The head last: should a handler raise in here, what is left can be told for what
+                # it is, and not for the end of the event before it.
+                for n in reversed(range(_PIECES)):
+                    del events[place + n]
                 return True
         return False
 
@@ -192,19 +197,22 @@ class RingBuffer(EventBuffer):
         # between its look and its append: leave it the place it may have seen.
         if len(self) >= self._capacity - _PLACES_KEPT_FROM_NESTED_CALLS:
             return False
+        return self._put(event)
+
+    def _put(self, event: Any) -> bool:
+        # Whoever interrupts this may close the agent. In front of the look the event is taken back,
+        # behind it the last count has it.
         self._events.extend(event)
-        return True
+        return not (self._sealed and self._remove(event))
 
     def _enter_in_turn(self, event: Any) -> bool:
         with self._lock:
-            if self._sealed:
-                return False
             if len(self) >= self._capacity and self._overflow == "drop_oldest":
                 self._evicted += len(self._pop(1))
             if len(self) < self._capacity:
-                self._events.extend(event)
+                entered = self._put(event)
                 self._open_door_if_room()
-                return True
+                return entered
         return self._overflow == "block" and self._enter_after_waiting(event)
 
     def _enter_after_waiting(self, event: Any) -> bool:
@@ -227,8 +235,7 @@ class RingBuffer(EventBuffer):
         with self._lock:
             if self._refusal is not None or len(self) >= self._capacity:
                 return False
-            self._events.extend(event)
-            return True
+            return self._put(event)
 
     def _take_down(self, bell: Doorbell) -> None:
         try:
@@ -266,7 +273,10 @@ class RingBuffer(EventBuffer):
     def oldest_recorded_at(self) -> float | None:
         """Wall-clock seconds at which the oldest waiting event was recorded."""
         with self._lock:
-            recorded_at: Any = self._events[1] if len(self) else None
+            try:
+                recorded_at: Any = self._events[1]
+            except IndexError:
+                return None
             # Of a call without memory: long due, so that it is cleared away.
             return 0.0 if type(recorded_at) is _Details else recorded_at
 
@@ -278,7 +288,8 @@ class RingBuffer(EventBuffer):
     @property
     def is_drained(self) -> bool:
         """Whether nothing waits and nothing is in flight."""
-        return not len(self) and not self._in_flight
+        with self._lock:  # `take()` has a moment in which its events are in neither
+            return not len(self) and not self._in_flight
 
     def take(self, limit: int) -> Batch | None:
         """Hand over the oldest waiting events, at most *limit*; None when none wait."""
@@ -298,8 +309,13 @@ class RingBuffer(EventBuffer):
     def _pop(self, count: int) -> list[Any]:
         # In C, since a loop in Python would cost a batch 20 µs.
         pieces = starmap(self._events.popleft, repeat((), count * _PIECES))
-        popped = list(zip(*[pieces] * _PIECES, strict=True))
-        begins = [*map(_first, popped), *([self._events[0]] if self._events else ())]
+        try:
+            popped = list(zip(*[pieces] * _PIECES, strict=True))
+        except IndexError:
+            return []  # a signal handler has closed the agent, and cleared everything away
+        begins = list(map(_first, popped))
+        with contextlib.suppress(IndexError):
+            begins.append(self._events[0])
         if begins and set(map(type, begins)) != {_Details}:
             self._put_back_whole_events([piece for event in popped for piece in event])
             return self._pop(min(count, len(self)))

@@ -383,7 +383,8 @@ class Flusher:
     def retire(self) -> bool:
         """Send what waits without anybody waiting for it, then end. True: there is nothing left.
 
-        Takes no lock: the garbage collector calls it, in whatever thread it likes.
+        The garbage collector calls it, in whatever thread it likes. It takes no lock but the
+        buffer's, whose holders wait for nobody.
         """
         self._retiring = True
         self._deaths.end_rest()

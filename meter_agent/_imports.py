@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import Any
 
-__all__ = ["forget_unfinished"]
+__all__ = ["forget", "forget_unfinished"]
 
 
 def forget_unfinished() -> None:
@@ -35,10 +35,11 @@ def forget_unfinished() -> None:
         locks.pop(name, None)
         spec = getattr(sys.modules.get(name), "__spec__", None)
         if getattr(spec, "_initializing", False):
-            _forget(name)
+            forget(name)
 
 
-def _forget(name: str) -> None:
+def forget(name: str) -> None:
+    """Forget a module whose import has failed, so that it can be imported anew."""
     # A package goes with its submodules: one that stays in `sys.modules` would not be imported
     # again, and never become an attribute of the new package (tenacity relies on that).
     for other in list(sys.modules):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from meter_agent._imports import forget
 from meter_agent._reply import BODY_BYTES_MAX, Reply, TransportError, Trouble, too_long
 
 if TYPE_CHECKING:
@@ -277,6 +278,7 @@ def preload() -> None:
         # fork in the middle of their import leaves a child where they cannot be imported at all.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            forget("requests")
             import requests  # noqa: F401, PLC0415
 
     import meter_agent._open_connection  # noqa: F401, PLC0415

@@ -57,14 +57,18 @@ MUTANTS = (
     Mutant(
         "record() rings no bell",
         "_buffer.py",
-        "            self._gate.alarm = self._nearly_full * _PIECES\n            self._wake()",
-        "            self._gate.alarm = self._nearly_full * _PIECES",
+        "                self._gate.alarm = 0  # as `refuse()` has set it, perhaps just before\n"
+        "            self._wake()",
+        "                self._gate.alarm = 0",
     ),
     Mutant(
         "the bell is looked for before the wish is taken down",
         "_buffer.py",
         "            self._wanted = NEVER\n"
-        "            self._gate.alarm = self._nearly_full * _PIECES\n            self._wake()",
+        "            self._gate.alarm = self._nearly_full * _PIECES\n"
+        "            if self._refusal is not None:\n"
+        "                self._gate.alarm = 0  # as `refuse()` has set it, perhaps just before\n"
+        "            self._wake()",
         "            self._wake()\n            self._wanted = NEVER\n"
         "            self._gate.alarm = self._nearly_full * _PIECES",
     ),
@@ -77,8 +81,8 @@ MUTANTS = (
     Mutant(
         "one event more than the capacity",
         "_buffer.py",
-        "            if len(self) < self._capacity:\n                self._events.extend",
-        "            if len(self) <= self._capacity:\n                self._events.extend",
+        "            if len(self) < self._capacity:\n                entered",
+        "            if len(self) <= self._capacity:\n                entered",
     ),
     Mutant(
         "the rest of a call without memory is taken for an event",

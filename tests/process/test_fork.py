@@ -390,6 +390,8 @@ def test_a_package_that_requests_only_asks_for_keeps_no_sender_from_its_work(
         agent = MeterAgent(sandbox_url=URL)
         agent.record("tokens", "child")
         assert agent.close(20).delivered == 1
+        import requests
+        assert requests.exceptions.Timeout  # as the application knows it
         """,
         server.url,
     )
