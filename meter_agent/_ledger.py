@@ -194,9 +194,13 @@ class Traffic:
         self.last_error: str | None = None
         self.key_refused = False
 
-    def read(self) -> dict[str, Any]:
-        """Return what `Stats` tells of it, by field. Callers hold one common lock; see `Tally`."""
-        durations = self.durations.read()  # first: whatever has ended, had begun
+    def read(self, durations: RequestDurations) -> dict[str, Any]:
+        """Return what `Stats` tells of it, by field. Callers hold one common lock; see `Tally`.
+
+        *durations* were read before that: whatever has ended by then, had begun. Not under that
+        lock, for who holds the one of the durations may be interrupted by a `record()` that waits
+        for that lock.
+        """
         requests = self.requests.read()
         return {
             "requests": requests,

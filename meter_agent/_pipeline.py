@@ -382,7 +382,8 @@ class Pipeline:
 
     def _read_stats(self) -> Stats:
         wire: dict[str, Any] = {}
-        counts = self._buffer.counts(lambda: wire.update(self._traffic.read()))
+        durations = self._traffic.durations.read()
+        counts = self._buffer.counts(lambda: wire.update(self._traffic.read(durations)))
         return stats_of(counts, wire, self._runtime.clock.time())
 
     # -- what is told --------------------------------------------------------------------------

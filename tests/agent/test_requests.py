@@ -70,3 +70,19 @@ def test_a_request_whose_sender_dies_in_it_is_in_flight_no_more(
     assert agent.flush(20)
     stats = agent.stats()
     assert (stats.requests, stats.in_flight_requests, stats.delivered) == (2, 0, 1)
+
+
+def test_statistics_hold_no_lock_of_events_while_they_wait_for_that_of_requests(
+    make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent()
+    held: list[bool] = []
+    read = Stopwatch.read
+
+    def watched(stopwatch: Stopwatch) -> RequestDurations:
+        held.append(agent._pipeline._buffer._lock._is_owned())
+        return read(stopwatch)
+
+    monkeypatch.setattr(Stopwatch, "read", watched)
+    agent.stats()
+    assert held == [False]
