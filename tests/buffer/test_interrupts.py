@@ -40,6 +40,8 @@ def interrupted(opcode: int, act: Callable[[], object], call: Callable[[], objec
         frame.f_trace_opcodes = True
         return step
 
+    # Python 3.12 traces opcodes only where some frame asked for that before.
+    sys._getframe().f_trace_opcodes = True
     before = sys.gettrace()
     sys.settrace(enter)
     try:
