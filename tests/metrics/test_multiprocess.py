@@ -214,7 +214,7 @@ def test_a_child_never_inherits_the_lock_of_prometheus_client_while_it_is_held(
     from prometheus_client.mmap_dict import MmapedDict
     write = MmapedDict.write_value
     def write_slowly(*value):
-        time.sleep(0.001)
+        time.sleep(0.001)  # a slow disk: the lock is held for long enough to fork in between
         write(*value)
     MmapedDict.write_value = write_slowly
     register(publish_seconds=1e-6)
