@@ -44,9 +44,14 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No settings of the developer's shell, no default agent, and nothing left behind."""
+    """No settings of the developer's shell, no default agent, and nothing left behind.
+
+    What a test starts is not measured, but for the commands of `tests.cli.processes.run`: coverage
+    has a plain lock of its own. A child of a fork may inherit it locked, a signal handler that
+    interrupts its holder waits for it for ever, and one that raises there never gives it back.
+    """
     for name in os.environ:
-        if name.startswith(("METER_AGENT_", "STRIPE_")):
+        if name.startswith(("COVERAGE_", "METER_AGENT_", "STRIPE_")):
             monkeypatch.delenv(name)
     monkeypatch.setattr(_default, "_default", _default._Default())
     yield

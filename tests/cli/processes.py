@@ -1,5 +1,6 @@
 """The command line as a user has it: a process of its own."""
 
+import os
 import selectors
 import subprocess
 import sys
@@ -9,16 +10,20 @@ from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
 PATIENCE_SECONDS = 45
+_MEASURING = {name: text for name, text in os.environ.items() if name.startswith("COVERAGE_")}
+"""What makes coverage measure a process; no test has it in its environment."""
 
 
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to its end, measured by coverage if the tests are."""
+    environ = {**_MEASURING, **(options.pop("env", None) or os.environ)}
     return subprocess.run(
         command(*arguments),
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
         check=False,
+        env=environ,
         **options,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import subprocess
 import sys
@@ -85,7 +84,6 @@ def _live_and_die(url: str, directory: Path, life: int, random: Random) -> list[
         [sys.executable, recorder.__file__, url, directory / "spool", log, str(life)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")},
     )
     with process:
         assert process.stdin is not None

@@ -89,7 +89,6 @@ def test_a_disk_that_runs_full_and_is_freed_costs_nothing_and_neither_does_a_dea
     done = run(
         full.control(disk) + SCRIPT.format(root=str(ROOT), disk=str(disk)),
         server.url,
-        forks=True,  # unmeasured: the measuring tool writes files of its own
         within=full.within(disk),
     )
     assert done.returncode == 0, done

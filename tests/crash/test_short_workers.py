@@ -87,7 +87,7 @@ def test_two_hundred_short_workers_share_one_mebibyte_and_lose_nothing(
     script = SCRIPT.format(
         spool=str(spool), workers=WORKERS, events=EVENTS, spool_bytes=SPOOL_BYTES
     )
-    done = run(script, server.url, forks=True)
+    done = run(script, server.url)
     notes = json.loads(done.stdout)
     recorded, made, taken = zip(*notes, strict=True)
     # The first thirty leave more behind than the directory may hold, and it is filled to the brim.

@@ -133,7 +133,7 @@ def test_adopters_that_are_killed_while_they_send_cost_nothing_and_bill_nothing_
 ) -> None:
     deaths = [(moment, count) for count in range(4) for moment in ("before", "after", "marking")]
     lives = [("recording", 4000), *deaths, ("heir", 0)]
-    done = run(DIES_AT.format(spool=str(tmp_path / "spool"), lives=lives), server.url, forks=True)
+    done = run(DIES_AT.format(spool=str(tmp_path / "spool"), lives=lives), server.url)
     recovered, ends = map(json.loads, done.stdout.splitlines())
     assert ends == [*[-signal.SIGKILL] * (1 + len(deaths)), 0]
     assert 0 < recovered < 4000

@@ -44,7 +44,6 @@ print(agent.stats().recorded)
 assert agent.flush(20)
 """,
         server.url,
-        forks=True,
     )
     assert done.stdout == "20\n"
     assert ledger(done)["recorded"] == 20
@@ -69,7 +68,6 @@ if not libc.fork():
 signal.pause()
 """,
         server.url,
-        forks=True,
     )
     wait_for(parent, "child")
     os.kill(parent.pid, signal.SIGKILL)

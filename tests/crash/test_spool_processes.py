@@ -128,7 +128,6 @@ if os.fork() == 0:
 signal.pause()
 """,
         server.url,
-        forks=True,
     )
     assert parent.stdout is not None
     assert parent.stdout.readline() == "child\n"
@@ -172,7 +171,6 @@ for child in children:
 assert agent.flush(30)
 """,
         server.url,
-        forks=True,
     )
     assert ledger(done)["recorded"] == 8000
     run(agent(tmp_path) + wait_until_empty(tmp_path), server.url)
@@ -192,7 +190,6 @@ assert agent.flush(20)
 print(agent.stats().spool_failures > 0)
 """,
         server.url,
-        forks=True,  # unmeasured: the measuring tool writes files of its own
         before="""
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))

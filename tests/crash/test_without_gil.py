@@ -54,7 +54,6 @@ def test_records_of_many_threads_do_not_mix_where_an_append_is_not_one_step(
         agent(tmp_path) + PRODUCE + JOIN + "os.kill(os.getpid(), signal.SIGKILL)\n",
         server.url,
         before=WITHOUT_GIL,
-        forks=True,  # unmeasured, as a process that is killed would be
     )
     assert died.returncode == -9
     done = run(agent(tmp_path) + wait_until_empty(tmp_path), server.url)
@@ -82,7 +81,6 @@ ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children
         + "assert agent.flush(20)\nprint(ends)\n",
         server.url,
         before=WITHOUT_GIL,
-        forks=True,
     )
     assert json.loads(done.stdout) == [0] * 8
     assert billed(sandbox) == [*range(2000), *range(100_000, 100_080)]

@@ -29,9 +29,7 @@ class Newcomer:
             nobody = free.getsockname()[1]
         self._ports = {"12111": str(port), "12112": str(nobody)}
         self._environ = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.lower().endswith("_proxy") and not name.startswith("COVERAGE")
+            name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
         }
         self._environ |= {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -46,8 +46,7 @@ class Server:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=directory,
-            # Unmeasured: servers fork, and the measuring tool's lock may be inherited locked.
-            env=environment(sandbox_url, forks=True)
+            env=environment(sandbox_url)
             | {
                 "METER_AGENT_SANDBOX_URL": sandbox_url,
                 # Whatever arrives was sent because the process ended.

@@ -60,7 +60,7 @@ def send(app_dir: Path, tasks: Sequence[tuple[str, str]]) -> None:
     subprocess.run(
         [sys.executable, "-c", script],
         cwd=app_dir,
-        env=environment("", forks=True),
+        env=environment(""),
         timeout=PATIENCE_SECONDS,
         check=True,
     )

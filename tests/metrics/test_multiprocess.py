@@ -201,7 +201,7 @@ def test_a_child_counts_its_own_events_and_none_of_its_parents(
         os._exit(0)
     os.waitpid(child, 0)
     """
-    run(PRELUDE.format(directory=str(directory)) + _dedented(script), url, forks=True)
+    run(PRELUDE.format(directory=str(directory)) + _dedented(script), url)
     assert from_files(directory)[DELIVERED] == sandbox.totals()["accepted"] == 13
 
 
@@ -229,7 +229,7 @@ def test_a_child_never_inherits_the_lock_of_prometheus_client_while_it_is_held(
                 os.kill(child, signal.SIGKILL)
                 sys.exit("a child hangs")
     """
-    done = run(PRELUDE.format(directory=str(directory)) + _dedented(script), url, forks=True)
+    done = run(PRELUDE.format(directory=str(directory)) + _dedented(script), url)
     assert (done.returncode, done.stderr) == (0, "")
     assert from_files(directory)["requests_total", ""] == 8
 
@@ -264,7 +264,7 @@ def test_a_child_that_inherits_that_lock_from_the_application_still_ends_in_time
     released.set()
     os.waitpid(child, 0)
     """
-    done = run(PRELUDE.format(directory=str(directory)) + _dedented(script), url, forks=True)
+    done = run(PRELUDE.format(directory=str(directory)) + _dedented(script), url)
     assert done.stdout.split() == ["1", "True"]
 
 
@@ -283,7 +283,7 @@ def test_a_directory_that_is_gone_is_told_once_and_hurts_no_event(
     meter_agent.flush(20)
     meter_agent.close()
     """
-    done = run(PRELUDE.format(directory=str(directory)) + _dedented(script), url, forks=True)
+    done = run(PRELUDE.format(directory=str(directory)) + _dedented(script), url)
     assert done.returncode == 0
     assert done.stderr.count("meter_agent.metrics_unwritable") == 1
     assert sandbox.totals()["accepted"] == 1

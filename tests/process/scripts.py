@@ -29,14 +29,8 @@ URL = os.environ["SANDBOX"]
 """
 
 
-def environment(url: str, *, forks: bool = False) -> dict[str, str]:
-    unwanted = ["METER_AGENT_", "STRIPE_"]
-    if forks:
-        # The measuring tool has a lock of its own: a child may inherit it locked, and a signal
-        # handler or `__del__` that interrupts its holder would wait for it for ever.
-        unwanted.append("COVERAGE_")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(tuple(unwanted))}
-    return kept | {"SANDBOX": url, "PYTHONUNBUFFERED": "1"}
+def environment(url: str) -> dict[str, str]:
+    return {**os.environ, "SANDBOX": url, "PYTHONUNBUFFERED": "1"}
 
 
 def start(
@@ -44,7 +38,6 @@ def start(
     url: str,
     *,
     before: str = "",
-    forks: bool = False,
     within: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     """Start *script*; *before* runs ahead of everything, `import meter_agent` included.
@@ -57,7 +50,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(url, forks=forks),
+        env=environment(url),
         start_new_session=True,
     )
 
@@ -85,7 +78,7 @@ def run_file(path: Path, url: str, *arguments: str) -> Any:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(url, forks=True),
+        env=environment(url),
         start_new_session=True,
     )
     return finish(process)

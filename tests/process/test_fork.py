@@ -53,7 +53,6 @@ def test_parent_and_child_each_bill_their_own_events_once(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         """,
         server.url,
-        forks=True,
     )
     assert done.returncode == 0
     assert customers(sandbox) == {"parent": 5, "child": 3}
@@ -77,7 +76,6 @@ def test_a_fork_in_the_middle_of_an_import_by_a_sender_leaves_a_child_that_works
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         """,
         server.url,
-        forks=True,
     )
     assert done.returncode == 0
     assert customers(sandbox) == {"parent": 1, "child": 1}
@@ -117,7 +115,6 @@ def test_a_fork_with_half_of_a_package_imported_leaves_a_child_that_works(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         """,
         server.url,
-        forks=True,
     )
     assert "sender_died" not in done.stderr
     assert done.returncode == 0
@@ -143,7 +140,6 @@ def test_a_child_of_a_child_does_the_same(sandbox: Sandbox, server: SandboxServe
         agent.record("tokens", "parent")
         """,
         server.url,
-        forks=True,
     )
     assert customers(sandbox) == {"parent": 2, "child": 1, "grandchild": 1}
 
@@ -184,7 +180,6 @@ def test_a_storm_of_forks_while_threads_record_neither_hangs_nor_doubles(
         print(sum(counts))
         """,
         server.url,
-        forks=True,
     )
     assert done.returncode == 0
     assert customers(sandbox) == {"parent": int(done.stdout) + 1, "child": 60}
@@ -213,7 +208,6 @@ def test_a_fork_that_no_python_hook_sees_is_noticed_by_the_first_record(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         """,
         server.url,
-        forks=True,
     )
     assert done.returncode == 0
     assert customers(sandbox) == {"parent": 2, "child": 1}
@@ -244,7 +238,6 @@ def test_threads_of_a_child_that_no_hook_saw_lose_none_of_their_first_events(
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         """,
         server.url,
-        forks=True,
     )
     assert done.returncode == 0
     assert customers(sandbox) == {"child": 40}
@@ -269,7 +262,6 @@ def test_a_child_opens_connections_and_a_session_of_its_own(
         os.waitpid(child, 0)
         """,
         server.url,
-        forks=True,
     )
     assert customers(sandbox) == {"parent": 2, "child": 1}
     assert sum(r.path.endswith("meter_event_session") for r in sandbox.requests) == 2
@@ -306,7 +298,6 @@ def test_no_byte_of_a_child_travels_on_a_connection_of_its_parent() -> None:
                 use("parent")
             """,
             listener.url,
-            forks=True,
         )
     assert done.returncode == 0
     assert len(ports["parent"]) == 1  # kept alive through three children
@@ -339,7 +330,6 @@ def test_agents_that_are_gone_leave_nothing_for_a_child_to_start_over(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         """,
         server.url,
-        forks=True,
     )
     assert done.returncode == 0
     assert customers(sandbox) == {"parent": 50}
@@ -356,7 +346,6 @@ def test_a_child_of_a_closed_agent_stays_closed(server: SandboxServer) -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         """,
         server.url,
-        forks=True,
     )
     assert done.stdout.strip() == "0"
 
@@ -375,7 +364,6 @@ def test_a_child_forked_while_its_parent_ends_by_sigterm_ends_as_it_likes(
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         """,
         server.url,
-        forks=True,
     )
     assert done.returncode == 0
 

@@ -209,7 +209,6 @@ for _ in range(3):
 """,
         server.url,
         before=PATCH,
-        forks=True,
     )
     assert done.returncode == 0
     assert ledger(done)["delivered"] == 4
@@ -239,7 +238,6 @@ print(agent.flush(20))
 """,
         server.url,
         before=PATCH,
-        forks=True,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "True")
     assert ledger(done)["delivered"] == 1

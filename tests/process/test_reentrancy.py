@@ -61,7 +61,6 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 """
         + CLOSE,
         server.url,
-        forks=True,
     )
     assert done.stdout.strip() == "True True 0 0"
     assert ledger(done)["delivered"] == sandbox.totals()["accepted"]
@@ -102,7 +101,6 @@ assert len(deleted) == 1200
 """
         + CLOSE,
         server.url,
-        forks=True,
     )
     assert done.stdout.strip() == "True True 0 0"
     assert ledger(done)["delivered"] == sandbox.totals()["accepted"]
@@ -133,7 +131,6 @@ assert "urllib3.connectionpool" in lines and "meter_agent" in lines
 """
         + CLOSE,
         server.url,
-        forks=True,
     )
     assert done.stdout.strip() == "True True 0 0"
     assert ledger(done)["delivered"] == sandbox.totals()["accepted"] >= 300
@@ -155,7 +152,6 @@ logging.getLogger().setLevel(logging.DEBUG)
 logging.debug("the first line of a chain without an end")
 """,
         server.url,
-        forks=True,
     )
     assert done.returncode == 0
     final = ledger(done)

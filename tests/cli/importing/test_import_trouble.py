@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import stat
 import subprocess
@@ -328,8 +327,6 @@ def peak_of_dry_run(importer: Importer, rows: int) -> int:
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        # Unmeasured: the measuring tool takes memory of its own, and most of the time.
-        env={name: text for name, text in os.environ.items() if not name.startswith("COVERAGE_")},
         capture_output=True,
         text=True,
         timeout=50,
