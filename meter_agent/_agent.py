@@ -165,7 +165,8 @@ class MeterAgent:
 
         Returns:
             True: everything recorded before the call is settled (delivered, dead-lettered,
-            uncertain or dropped). False: the time was over first, or the agent closed meanwhile.
+            uncertain or dropped). False: the time was over first, or the agent closed meanwhile, or
+            a signal handler called that struck this thread under a lock of the agent.
         """
         return self._pipeline.flush(None if timeout is None else min(timeout, _TIMEOUT_MAX))
 
@@ -181,7 +182,8 @@ class MeterAgent:
             timeout: Seconds. None: the setting *shutdown_timeout_seconds*.
 
         Returns:
-            The final ledger.
+            The final ledger; as it stands, where a signal handler calls that struck this thread
+            under a lock of the agent. Then a thread of its own ends what this call began.
         """
         if timeout is None:
             timeout = self._config.shutdown_timeout_seconds

@@ -222,11 +222,13 @@ class RingBuffer(EventBuffer):
             # The bell is hung up before the look, so that a place freed in between rings it.
             bell = self._runtime.doorbell()
             self._waiting.append(bell)
-            entered = self._enter_if_room(event)
-            left = deadline - self._runtime.monotonic()
-            if not entered and left > 0:
-                bell.wait(left)
-            self._take_down(bell)
+            try:
+                entered = self._enter_if_room(event)
+                left = deadline - self._runtime.monotonic()
+                if not entered and left > 0:
+                    bell.wait(left)
+            finally:
+                self._take_down(bell)
             if entered or left <= 0:
                 return entered
         return False

@@ -122,18 +122,20 @@ class EventBuffer(ABC):
         # No hook saw the fork, and several threads of the child may record first. One of them
         # starts over; an event that another appended meanwhile would be cleared with the parent's.
         try:
-            self._fork_turn.pop()
+            del self._fork_turn[0]
         except IndexError:
             if self._starting_over_in == self._runtime.thread_id():
                 return False  # a signal handler in the thread that is just doing it
             while not self.belongs_to_this_process:
                 self._runtime.doorbell().wait(_LOOK_AGAIN_SECONDS)
             return True
-        self._starting_over_in = self._runtime.thread_id()
-        if not self.belongs_to_this_process:
-            self._on_fork()
-        self._starting_over_in = None
-        self._fork_turn.append(True)
+        try:
+            self._starting_over_in = self._runtime.thread_id()
+            if not self.belongs_to_this_process:
+                self._on_fork()
+        finally:  # also when a signal handler raises here: the others wait for it
+            self._starting_over_in = None
+            self._fork_turn.append(True)
         return True
 
     def _refuse(self) -> bool:

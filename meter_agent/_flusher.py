@@ -13,9 +13,9 @@ are sending, or sleep until they are called to watch.
 - A sender that dies leaves its batch to the next one, which starts at once, or rests for a second
   when the death before was recent.
 
-The lock of `_changed` guards the state of the senders, `_progress` is what `flush` and `close` wait
-on. Nothing is sent, logged or called back under either, and `record()` takes neither: it only rings
-the doorbell.
+The lock of `_changed` guards the state of the senders. Nothing is sent, logged or called back under
+it, and `record()` does not take it: it only rings the doorbell. `flush` and `close` wait for
+`_progress`, without a lock.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from meter_agent._batch import Batch
 from meter_agent._deaths import REST_SECONDS, Deaths
 from meter_agent._event_buffer import EventBuffer
 from meter_agent._pace import Pace
+from meter_agent._progress import Progress
 from meter_agent._runtime import Runtime
 from meter_agent._schedule import Schedule
 
@@ -79,28 +80,33 @@ class Flusher:
         self._max_in_flight = max_in_flight
         self._schedule = Schedule(runtime, buffer, batch_size, flush_interval_seconds)
         self._doorbell = runtime.doorbell()
-        # Held by whoever starts the first sender, and as long as any sender runs. A deque, because
-        # `pop` is one step: a signal handler that records while the thread it interrupted is
-        # starting a sender must not start another.
+        # Taken by whoever starts the first sender, and gone as long as any sender runs. A deque,
+        # because `del` is one step: a signal handler that records while the thread it interrupted
+        # is starting a sender must not start another. And no exception of a handler strikes behind
+        # a `del`, before the `try` that puts the token back; behind a call, such as `pop()`, it
+        # may, and then nobody would ever send again.
         self._nobody_sends = deque([True])
         self._deaths = Deaths(runtime)
         self._threadless = False
+        # Threads in the middle of that. A dict, because each of its operations used is one step.
+        self._starting_in: dict[int, None] = {}
         self._changed = runtime.condition()
         self._senders: set[int] = set()
-        self._helpers_starting = 0
+        # The thread that is starting a helper; None as soon as that one runs.
+        self._helped_by: int | None = None
         self._watching = False
         self._idle = 0
         self._busy = 0
         self._last_was_slow = False
-        # Since when nobody watches although another sender could; empty otherwise. A deque for the
-        # same reason as above.
+        # Since when nobody watches although another sender could; empty otherwise. A deque, because
+        # `pop` is one step as well.
         self._unwatched_since: deque[float] = deque()
         self._working_here: int | None = None
         self._closing = False
         self._gave_up = False
         self._retiring = False
         self._stopped = False
-        self._progress = runtime.condition()
+        self._progress = Progress(runtime)
 
     # -- called by record(): any thread, signal handler, __del__; no lock ------------------------
 
@@ -111,8 +117,16 @@ class Flusher:
             self._find_a_watcher()
         if not self._nobody_sends or self._stopped:
             return
+        me = self._runtime.thread_id()
+        self._starting_in[me] = None
         try:
-            self._nobody_sends.pop()
+            self._start_first()
+        finally:
+            self._starting_in.pop(me, None)
+
+    def _start_first(self) -> None:
+        try:
+            del self._nobody_sends[0]
         except IndexError:
             return  # another thread was quicker
         started = False
@@ -154,7 +168,8 @@ class Flusher:
     def _run(self, *, helper: bool = False) -> None:
         me = self._runtime.thread_id()
         with self._changed:
-            self._helpers_starting -= helper
+            if helper:
+                self._helped_by = None
             if len(self._senders) >= self._max_in_flight:
                 return  # two callers found that a watcher was missing
             self._senders.add(me)
@@ -179,12 +194,12 @@ class Flusher:
         # Before the imports: an agent that is closed before they are done has adopted as well.
         if self._buffer.needs_tending:
             self._buffer.tend()
-            self._tell_progress()
+            self._progress.tell()
 
     def _leave(self, me: int) -> None:
         with self._changed:
             self._senders.discard(me)
-            last = not self._senders and not self._helpers_starting
+            last = not self._senders and self._helped_by is None
             self._changed.notify()
         # Whoever watches may be asleep, and a batch may have been given back.
         self._doorbell.ring()
@@ -197,7 +212,7 @@ class Flusher:
                     self._on_retired()
             elif not (self._closing or self._stopped):
                 self.wake()
-        self._tell_progress()
+        self._progress.tell()
 
     def _rest(self) -> None:
         # The first sender after several deaths waits before it begins.
@@ -218,17 +233,13 @@ class Flusher:
                     self._busy -= 1
                     seconds = self._runtime.monotonic() - began
                     self._last_was_slow = seconds > self._flush_interval_seconds
-                self._tell_progress()
+                self._progress.tell()
             if batch.size:
                 # No chance before the deadline of `close()`. Another sender would pull the same
                 # batch and call for the next one, over and over.
                 self._gave_up = True
                 return
             eager = True
-
-    def _tell_progress(self) -> None:
-        with self._progress:
-            self._progress.notify_all()
 
     def _next_batch(self, *, eager: bool) -> Batch | None:
         while True:
@@ -260,7 +271,7 @@ class Flusher:
 
     def _hand_over_watch(self, batch: Batch) -> bool:
         # True: a new thread is needed. Called with the lock held.
-        if self._watching or self._helpers_starting:
+        if self._watching or self._helped_by is not None:
             return False
         if self._idle or batch.size >= self._batch_size or self._last_was_slow:
             return self._call_help()
@@ -281,20 +292,29 @@ class Flusher:
     def _call_help(self) -> bool:
         # Somebody should watch while we send. True: that takes a new thread, which the caller
         # starts when it has let go of the lock.
-        if self._watching or self._helpers_starting:
+        if self._watching or self._helped_by is not None:
             return False
         if self._idle:
             self._changed.notify()
             return False
         if self._gave_up or len(self._senders) >= self._max_in_flight:
             return False
-        self._helpers_starting += 1
+        self._helped_by = self._runtime.thread_id()
         return True
 
     def _start_helper(self) -> None:
         if not self._start(self._run_as_helper):
-            with self._changed:
-                self._helpers_starting -= 1
+            self._withdraw_helper()
+
+    def _withdraw_helper(self) -> None:
+        with self._changed:
+            if self._helped_by != self._runtime.thread_id():
+                return
+            self._helped_by = None
+            nobody = not self._senders  # the last of them has left it to the helper
+        if nobody:
+            self._nobody_sends.append(True)
+            self._buffer.set_alarm(1)
 
     # -- the watch -----------------------------------------------------------------------------
 
@@ -338,6 +358,15 @@ class Flusher:
         return me in self._senders or me == self._working_here
 
     @property
+    def called_within_itself(self) -> bool:
+        """Whether senders wait for this very thread.
+
+        A signal handler or `__del__` calls, which struck it under a lock of ours, or while it was
+        starting a sender.
+        """
+        return self._runtime.thread_id() in self._starting_in or self._runtime.holds_lock()
+
+    @property
     def closing(self) -> bool:
         """Whether `drain()` has begun."""
         return self._closing
@@ -350,6 +379,8 @@ class Flusher:
 
     def flush(self, timeout: float | None) -> bool:
         """Send what waits; True when everything recorded before the call is settled."""
+        if self.called_within_itself:
+            timeout = 0.0  # all that can be done is to hurry them
         deadline = None if timeout is None else self._runtime.monotonic() + timeout
         deaths = self._deaths.total
         with self._changed:
@@ -402,14 +433,11 @@ class Flusher:
             self._changed.notify_all()
         self._deaths.end_rest()
         self._doorbell.ring()
-        self._tell_progress()
-        deadline = self._runtime.monotonic() + _LEAVE_SECONDS
-        with self._progress:
-            while not self._nobody_sends and not self._busy:
-                left = deadline - self._runtime.monotonic()
-                if left <= 0:
-                    return
-                self._progress.wait(left)
+        self._progress.tell()
+        self._progress.wait_until(
+            lambda: bool(self._nobody_sends or self._busy),
+            self._runtime.monotonic() + _LEAVE_SECONDS,
+        )
 
     def _has_nothing_left(self) -> bool:
         return not self._buffer.needs_tending and self._buffer.is_drained
@@ -420,10 +448,14 @@ class Flusher:
         self._deaths.forgive()
         self._pace.hurry()
         self.wake()
-        with self._changed:
-            helper = bool(self._senders) and self._call_help()
-        if helper:
-            self._start_helper()
+        try:
+            with self._changed:
+                helper = bool(self._senders) and self._call_help()
+            if helper:
+                self._start_helper()
+        except BaseException:  # of a signal handler
+            self._withdraw_helper()
+            raise
 
     def _wait_until(
         self, done: Callable[[], bool], deadline: float | None, deaths: int = 0
@@ -448,20 +480,17 @@ class Flusher:
 
     def _pause(self, done: Callable[[], bool], deadline: float | None) -> None:
         # Senders that die again and again are not to be replaced in a hot loop.
-        with self._progress:
-            if self._nobody_sends and not done() and not self._is_past(deadline):
-                left = float("inf") if deadline is None else deadline - self._runtime.monotonic()
-                self._progress.wait(min(left, REST_SECONDS))
+        rested_at = self._runtime.monotonic() + REST_SECONDS
+        self._progress.wait_until(
+            lambda: not self._nobody_sends or done(),
+            rested_at if deadline is None else min(deadline, rested_at),
+        )
 
     def _wait_while_somebody_sends(self, done: Callable[[], bool], deadline: float | None) -> bool:
-        with self._progress:
-            while not done():
-                if self._stopped or self._nobody_sends or self._is_past(deadline):
-                    return False
-                self._progress.wait(
-                    None if deadline is None else deadline - self._runtime.monotonic()
-                )
-        return True
+        self._progress.wait_until(
+            lambda: done() or self._stopped or bool(self._nobody_sends), deadline
+        )
+        return done()
 
     def _is_past(self, deadline: float | None) -> bool:
         return deadline is not None and self._runtime.monotonic() >= deadline
@@ -469,11 +498,11 @@ class Flusher:
     def _work_here(self, done: Callable[[], bool], deadline: float | None) -> None:
         # No thread can be started any more: the caller's own time is all there is.
         try:
-            self._nobody_sends.pop()
+            del self._nobody_sends[0]
         except IndexError:
             return  # another caller does it, and tells us
-        self._working_here = self._runtime.thread_id()
         try:
+            self._working_here = self._runtime.thread_id()
             self._tend_first()
             work = self._open_work()
             try:
@@ -486,7 +515,7 @@ class Flusher:
         finally:
             self._working_here = None
             self._nobody_sends.append(True)
-            self._tell_progress()
+            self._progress.tell()
 
     def _work_until(self, done: Callable[[], bool], work: Work) -> None:
         while not done() and (batch := self._buffer.take(self._batch_size)):

@@ -132,8 +132,8 @@ def arrange_child_exit() -> None:
     if process is None or util is None or process.parent_process() is None:
         return
     if _state.child_process_id != os.getpid():
-        _state.child_process_id = os.getpid()
         util.Finalize(None, close_all, exitpriority=_CHILD_EXIT_PRIORITY)
+        _state.child_process_id = os.getpid()
 
 
 def _install() -> None:

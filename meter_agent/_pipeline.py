@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from meter_agent._imports import forget_unfinished
 from meter_agent._ledger import DropReason, Outcome, Stats, Traffic, stats_of
 from meter_agent._log import ERROR, INFO, WARNING, EventLog, write
 from meter_agent._pace import Pace
+from meter_agent._progress import Progress
 from meter_agent._runtime import Runtime, threads_are_greenlets
 from meter_agent.exceptions import ConfigError, MeterAgentError
 
@@ -115,10 +117,12 @@ class Pipeline:
         self._exit_arranged = False
         self._retired = False
         self._final: Stats | None = None
-        self._ending = False
-        self._telling_in: int | None = None
+        # Taken by whoever ends it. A deque, because no exception of a signal handler strikes
+        # between a `del` and the `try` behind it.
+        self._to_be_ended = deque([True])
+        self._ending_in: int | None = None
         self._told = False
-        self._end = runtime.condition()
+        self._end = Progress(runtime)
         self._log = EventLog(runtime)
         self._traffic = Traffic(runtime)
         self._overflow_told = 0
@@ -150,8 +154,8 @@ class Pipeline:
     def _wake(self) -> None:
         # On the slow path of `record()`, in whatever context that was called.
         if not self._exit_arranged:
-            self._exit_arranged = True
             _lifecycle.arrange_child_exit()
+            self._exit_arranged = True
         if self._retired:
             _lifecycle.register(self, handle_sigterm=False)
         self._flusher.wake()
@@ -296,30 +300,47 @@ class Pipeline:
                 self._flusher.drain(deadline)
                 self._flusher.retire()
             return self._read_stats()
-        with self._end:
-            first, self._ending = not self._ending, True
-        if not first:
+        if self._flusher.called_within_itself and self._end_elsewhere(deadline):
+            return self._read_stats()
+        me = self._runtime.thread_id()
+        try:
+            del self._to_be_ended[0]
+        except IndexError:
             return self._wait_for_end(deadline)
         try:
-            self._flusher.drain(deadline)
-        finally:  # Ctrl-C ends the wait, not the accounting
-            final = self._end_now(deadline)
+            self._ending_in = me
+            try:
+                self._flusher.drain(deadline)
+            finally:  # Ctrl-C ends the wait, not the accounting
+                final = self._end_now(deadline)
+        finally:
+            self._ending_in = None
+            if not self._told:
+                self._to_be_ended.append(True)  # a second one did: the next call accounts
         return final
+
+    def _end_elsewhere(self, deadline: float) -> bool:
+        # In a thread of its own, while the interrupted code goes on. The exit waits for it.
+        def end() -> None:
+            self.finish_close(deadline)
+
+        try:
+            self._runtime.start_thread(end, "meter-agent-closer")
+        except (RuntimeError, MemoryError):
+            return False
+        return True
 
     def _end_now(self, deadline: float) -> Stats:
         self._flusher.stop()
         self._account_for_rest(deadline)
-        with self._end:
-            self._final = self._read_stats()
+        self._final = self._read_stats()
         _lifecycle.unregister(self)
         # A thread that is still in a request has nothing to add to what was counted.
-        self._telling_in = self._runtime.thread_id()
         self._log.fall_silent(min(deadline, self._runtime.monotonic()) + _LAST_LINE_SECONDS)
         self._tell_end(self._final)
         _lifecycle.tell_closed(deadline)
-        with self._end:
-            self._told = True
-            self._end.notify_all()
+        self._told = True
+        self._end.tell()
         return self._final
 
     def retire(self) -> None:
@@ -347,14 +368,13 @@ class Pipeline:
             self.start_over_after_fork()
 
     def _wait_for_end(self, deadline: float) -> Stats:
-        # The last line included: who waits here may be about to kill the process. A logging handler
-        # that calls us while it writes that line does not wait for itself.
-        with self._end:
-            while not self._told and self._telling_in != self._runtime.thread_id():
-                left = deadline - self._runtime.monotonic()
-                if left <= 0:
-                    return self._read_stats()
-                self._end.wait(left)
+        if self._ending_in == self._runtime.thread_id():
+            # A signal handler interrupts the end, or a logging handler calls while it writes the
+            # last line. Neither can wait for itself, but the first may wait for the events.
+            self._flusher.drain(deadline)
+        else:
+            # The last line included: who waits here may be about to kill the process.
+            self._end.wait_until(lambda: self._told, deadline)
         return self._read_stats()  # calls after `close()` go on being counted
 
     def _on_retired(self) -> None:

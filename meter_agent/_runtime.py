@@ -17,6 +17,7 @@ import threading
 import time
 import types
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Protocol
 
 __all__ = [
@@ -118,6 +119,14 @@ class Runtime(Protocol):
         """Return a lock that its owner may take again."""
         ...
 
+    def holds_lock(self) -> bool:
+        """Whether this thread is inside one of the conditions and locks that were made here.
+
+        Then a signal handler or `__del__` asks, which struck it there: to wait for another thread
+        would be to wait for itself.
+        """
+        ...
+
     def doorbell(self) -> Doorbell:
         """Return a new doorbell."""
         ...
@@ -165,6 +174,15 @@ class _QueueDoorbell:
         return self._made["rings"]
 
 
+class _Condition(threading.Condition):
+    # The `with` of the standard one is two methods written in Python. An exception that a signal
+    # handler raises behind the lock in the first of them, or before it in the second, leaves the
+    # condition locked: senders would wait for ever. To hand out the methods of the lock, which are
+    # written in C, leaves no such place.
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
+
+
 class SystemRuntime:
     """The real thing."""
 
@@ -173,6 +191,9 @@ class SystemRuntime:
     # `time` at each call for the opposite reason: a frozen test should see its frozen timestamps.
     monotonic = staticmethod(time.monotonic)
     process_id = staticmethod(os.getpid)
+
+    def __init__(self) -> None:
+        self._locks: list[ReentrantLock] = []
 
     @property
     def clock(self) -> Clock:
@@ -196,14 +217,19 @@ class SystemRuntime:
     def condition(self) -> Condition:
         # Re-entrant, for an application that calls `flush()` or `close()` in a signal handler which
         # interrupted one of them in the same thread.
-        return threading.Condition(_thread.RLock())  # type: ignore[return-value]  # __exit__
+        return _Condition(self.reentrant_lock())  # type: ignore[arg-type]  # more than it needs
 
     def reentrant_lock(self) -> ReentrantLock:
         # The one in C. What gevent puts in the place of `threading.RLock` is written in Python: a
         # signal handler that interrupts it would wait for itself, and one that raises would leave
         # it locked for ever. To this one all greenlets are one thread, which is right as long as
         # nothing that lets another greenlet run is called under it.
-        return _thread.RLock()  # type: ignore[return-value]  # typeshed hides `_is_owned`
+        lock: ReentrantLock = _thread.RLock()  # type: ignore[assignment]  # it has `_is_owned`
+        self._locks.append(lock)
+        return lock
+
+    def holds_lock(self) -> bool:
+        return any(lock._is_owned() for lock in self._locks)  # noqa: SLF001 - see there
 
     def doorbell(self) -> Doorbell:
         return _QueueDoorbell()

@@ -77,13 +77,13 @@ class SpoolCare:
         self._looked_at = self._synced_at = float("-inf")
         self._synced: object = self._progress()
         self._counted_before = 0
-        # A deque, because `pop` is one step.
+        # A deque, because `del` is one step.
         self._turn = deque([True])
 
     def tend(self) -> None:
         """Do what is due."""
         try:
-            self._turn.pop()
+            del self._turn[0]
         except IndexError:
             return  # another sender does it
         try:

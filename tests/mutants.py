@@ -29,6 +29,7 @@ TESTS = (
     "tests/agent",
     "tests/spool",
     "tests/crash/test_marks.py",
+    "tests/simulation/test_interrupts.py",
     "tests/wire/test_transport.py",
     "tests/wire/test_connections.py",
 )
@@ -124,8 +125,46 @@ MUTANTS = (
         "a sender tells nobody that it is done",
         "_flusher.py",
         "                    self._last_was_slow = seconds > self._flush_interval_seconds\n"
-        "                self._tell_progress()",
+        "                self._progress.tell()",
         "                    self._last_was_slow = seconds > self._flush_interval_seconds",
+    ),
+    Mutant(
+        "a Ctrl-C leaves a condition locked",
+        "_runtime.py",
+        '    __enter__ = property(attrgetter("_lock.__enter__"))',
+        "",
+    ),
+    Mutant(
+        "a Ctrl-C takes the right to start a sender with it",
+        "_flusher.py",
+        "            del self._nobody_sends[0]\n        except IndexError:\n"
+        "            return  # another thread was quicker",
+        "            self._nobody_sends.pop()\n        except IndexError:\n"
+        "            return  # another thread was quicker",
+    ),
+    Mutant(
+        "a signal handler waits for senders that wait for it",
+        "_flusher.py",
+        " or self._runtime.holds_lock()",
+        "",
+    ),
+    Mutant(
+        "a signal handler that strikes while a sender starts waits for it",
+        "_flusher.py",
+        "        self._starting_in[me] = None",
+        "        pass",
+    ),
+    Mutant(
+        "a Ctrl-C in close() leaves an agent that nobody ends",
+        "_pipeline.py",
+        "                self._to_be_ended.append(True)",
+        "                pass",
+    ),
+    Mutant(
+        "a close() within the same close() waits for itself",
+        "_pipeline.py",
+        "            self._ending_in = me",
+        "            pass",
     ),
     Mutant(
         "flush() waits for full batches",

@@ -231,6 +231,7 @@ class CountingRuntime(SystemRuntime):
     """The real one, with conditions that count how often somebody goes to sleep."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.sleeps = 0
 
     def condition(self) -> Any:

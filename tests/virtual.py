@@ -66,6 +66,7 @@ class VirtualRuntime(SystemRuntime):
     """Time passes only where somebody waits, or where a test says so."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.wall_clock = VirtualClock()
         self.uptime = 1000.0
         self.waits: list[float] = []
@@ -120,6 +121,7 @@ class ShiftedRuntime(SystemRuntime):
     """Real threads and real waits, on clocks that a test may set ahead."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._ahead_seconds = 0.0
 
     @property

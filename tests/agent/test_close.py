@@ -63,6 +63,7 @@ class CountingRuntime(SystemRuntime):
     """Counts the threads that it starts."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.started = 0
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:

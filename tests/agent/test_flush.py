@@ -91,9 +91,8 @@ def test_a_signal_handler_of_the_application_may_flush_and_close(
 ) -> None:
     agent = make_agent()
     agent.record("tokens", "cus_1")
-    with agent._pipeline._flusher._progress:
-        # As the handler would run that interrupted `flush()` where it waits, in the same thread.
-        assert getattr(agent, call)(20)
+    # As the handler would run that interrupted `flush()` where it waits, in the same thread.
+    assert agent._pipeline._flusher._progress.wait_until(lambda: bool(getattr(agent, call)(20)))
     assert agent.stats().delivered == 1
 
 

@@ -128,10 +128,7 @@ class Death(BaseException):
 
 def happens_unasked(agent: MeterAgent, done: Callable[[], bool]) -> bool:
     """Wait for what the senders do by themselves; `wait_until` would start one that is missing."""
-    progress: Any = agent._pipeline._flusher._progress
-    with progress:
-        happened: bool = progress.wait_for(done, 20)
-    return happened
+    return agent._pipeline._flusher._progress.wait_until(done, time.monotonic() + 20)
 
 
 def test_senders_that_die_on_the_wire_are_replaced_unasked_and_their_batch_is_billed_once(

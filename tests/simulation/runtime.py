@@ -193,6 +193,9 @@ class SimulatedRuntime:
     def reentrant_lock(self) -> SimulatedLock:
         return SimulatedLock(self.scheduler)
 
+    def holds_lock(self) -> bool:
+        return bool(self.scheduler._me().held)
+
     def doorbell(self) -> SimulatedDoorbell:
         return SimulatedDoorbell(self.scheduler)
 

@@ -1,70 +1,47 @@
-"""Signal handlers that strike anywhere in a call; a trace function at each opcode is one."""
+"""Signal handlers that strike anywhere in a call, those that raise and those that call back."""
 
 from __future__ import annotations
 
-import sys
+import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
 
-from meter_agent import _buffer
+from meter_agent import (
+    MeterAgent,
+    _buffer,
+    _deaths,
+    _event_buffer,
+    _flusher,
+    _ledger,
+    _log,
+    _pace,
+    _pipeline,
+    _progress,
+    _runtime,
+    _schedule,
+)
 from meter_agent._buffer import RingBuffer
 from meter_agent._ledger import DropReason
 from tests.buffer.buffers import balanced, customers, make_buffer, settle_all
+from tests.conftest import MakeAgent
+from tests.simulation.strikes import CtrlC, each_strike
 
-OPCODES_MAX = 1000
-
-
-class CtrlC(BaseException):
-    pass
-
-
-def interrupted(opcode: int, act: Callable[[], object], call: Callable[[], object]) -> bool:
-    """Run *call*, with *act* before a certain step in the buffer; False: it was over by then."""
-    steps = 0
-
-    def step(_frame: FrameType, event: str, _arg: object) -> Any:
-        nonlocal steps
-        if event == "opcode":
-            steps += 1
-            if steps == opcode:
-                sys.settrace(None)
-                act()
-        return step
-
-    def enter(frame: FrameType, _event: str, _arg: object) -> Any:
-        if frame.f_code.co_filename != _buffer.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        return step
-
-    # Python 3.12 traces opcodes only where some frame asked for that before.
-    sys._getframe().f_trace_opcodes = True
-    before = sys.gettrace()
-    sys.settrace(enter)
-    try:
-        call()
-    except CtrlC:
-        pass
-    finally:
-        sys.settrace(before)
-    return steps >= opcode
+AGENT = (
+    *(_buffer, _deaths, _event_buffer, _flusher, _ledger, _log, _pace, _pipeline, _progress),
+    *(_runtime, _schedule, threading),
+)
+CALLS: dict[str, Callable[[MeterAgent], object]] = {
+    "record": lambda agent: agent.record("tokens", "cus_1"),
+    "flush": lambda agent: agent.flush(20),
+    "stats": MeterAgent.stats,
+    "health": MeterAgent.health,
+}
 
 
-def each_interruption(
-    make: Callable[[], RingBuffer],
-    act: Callable[[RingBuffer], object],
-    call: Callable[[RingBuffer], object],
-) -> list[RingBuffer]:
-    left: list[RingBuffer] = []
-    for opcode in range(1, OPCODES_MAX):
-        buffer = make()
-        if not interrupted(opcode, lambda: act(buffer), lambda: call(buffer)):  # noqa: B023
-            return left
-        left.append(buffer)
-    raise AssertionError("the call has no end")
+def raise_ctrl_c(_subject: object) -> None:
+    raise CtrlC
 
 
 def full(overflow: str, capacity: int = 3) -> RingBuffer:
@@ -79,43 +56,47 @@ def close(buffer: RingBuffer) -> None:
     buffer.seal()
 
 
+# -- in the buffer -------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest", "block"])
 def test_a_handler_may_close_the_agent_in_the_middle_of_any_record(overflow: str) -> None:
-    recorded = each_interruption(
-        lambda: full(overflow), close, lambda buffer: buffer.recorder()("tokens", "cus_late")
-    )
-    assert len(recorded) > 50
-    for buffer in recorded:
-        assert buffer.counts().recorded == 4
-        assert balanced(buffer)
-        assert buffer.is_drained
+    def record(buffer: RingBuffer) -> None:
+        buffer.recorder()("tokens", "cus_late")
+
+    strikes = 0
+    for place, buffer in each_strike(lambda: full(overflow), close, record, _buffer):
+        strikes += 1
+        assert buffer.counts().recorded == 4, place
+        assert balanced(buffer), place
+        assert buffer.is_drained, place
+    assert strikes > 10
 
 
 def test_a_handler_may_close_the_agent_while_it_is_asked_for_its_counts() -> None:
-    asked = each_interruption(
-        lambda: full("drop_newest"), close, lambda buffer: (buffer.counts(), balanced(buffer))
-    )
-    assert len(asked) > 50
-    assert all(balanced(buffer) for buffer in asked)
+    strikes = 0
+    for place, buffer in each_strike(
+        lambda: full("drop_newest"), close, RingBuffer.counts, _buffer, _event_buffer
+    ):
+        strikes += 1
+        assert balanced(buffer), place
+    assert strikes > 10
 
 
 def test_a_handler_that_raises_while_an_event_is_taken_back_spoils_no_other() -> None:
-    def raise_in_removal(_buffer: RingBuffer) -> None:
-        raise CtrlC
-
     def withdraw(buffer: RingBuffer) -> None:
         # As a thread does that was held up behind the open door.
         late = (_buffer._NO_DETAILS, 1.0, "tokens", "cus_late", 1)
         buffer._events.extend(late)
         buffer._withdraw(late)
 
-    for buffer in each_interruption(lambda: full("drop_newest"), raise_in_removal, withdraw):
+    for place, buffer in each_strike(lambda: full("drop_newest"), raise_ctrl_c, withdraw, _buffer):
         taken: list[str] = []
         while (batch := buffer.take(100)) is not None:
             taken += customers(batch)
             settle_all(buffer, batch)
-        assert taken[:3] == ["cus_0", "cus_1", "cus_2"]
-        assert taken[3:] in ([], ["cus_late"])
+        assert taken[:3] == ["cus_0", "cus_1", "cus_2"], place
+        assert taken[3:] in ([], ["cus_late"]), place
 
 
 def test_whether_a_buffer_is_drained_is_asked_under_the_lock_that_events_change_hands_under() -> (
@@ -131,3 +112,97 @@ def test_whether_a_buffer_is_drained_is_asked_under_the_lock_that_events_change_
     buffer._in_flight = Watched()
     assert buffer.is_drained
     assert looks == [True]
+
+
+# -- in an agent ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_used(make_agent: MakeAgent, request: pytest.FixtureRequest) -> Callable[[], MeterAgent]:
+    """Agents that hold an event already, but for those that are to record their first."""
+
+    def make() -> MeterAgent:
+        agent = make_agent()
+        if "record" not in request.node.name:
+            agent.record("tokens", "cus_1")
+        return agent
+
+    return make
+
+
+def elsewhere(call: Callable[[], Any]) -> Any:
+    """Call it in another thread, which no lock that this one may have kept lets pass."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
+    thread.start()
+    thread.join(20)
+    return results[0] if results else "no answer"
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_exception_that_strikes_anywhere_leaves_an_agent_that_sends(
+    make_used: Callable[[], MeterAgent], call: str
+) -> None:
+    """As Ctrl-C in a notebook does, or a soft time limit of Celery."""
+    strikes = 0
+    for place, agent in each_strike(make_used, raise_ctrl_c, CALLS[call], *AGENT):
+        strikes += 1
+        agent.record("tokens", "cus_2")
+        assert elsewhere(lambda: agent.flush(10)) is True, place  # noqa: B023
+        stats = agent.close(10)
+        assert stats.balanced, place
+        assert stats.delivered == stats.recorded >= 1, place
+    assert strikes > 10
+
+
+def test_an_exception_that_strikes_anywhere_in_close_ends_the_wait_and_not_the_accounting(
+    make_used: Callable[[], MeterAgent],
+) -> None:
+    strikes = 0
+    for place, agent in each_strike(make_used, raise_ctrl_c, lambda agent: agent.close(20), *AGENT):
+        strikes += 1
+        stats = elsewhere(lambda: agent.close(10))  # noqa: B023
+        assert stats.balanced, place
+        assert stats.recorded == 1, place
+        assert stats.buffered == stats.in_flight == 0, place
+    assert strikes > 10
+
+
+@pytest.mark.parametrize("call", [*CALLS, "close"])
+def test_a_handler_may_flush_wherever_it_strikes_and_waits_for_nobody_who_waits_for_it(
+    make_used: Callable[[], MeterAgent], call: str
+) -> None:
+    answers: list[bool] = []
+    strikes = 0
+    for place, agent in each_strike(
+        make_used,
+        lambda agent: answers.append(agent.flush()),  # as long as it takes
+        CALLS.get(call, lambda agent: agent.close(20)),
+        *AGENT,
+    ):
+        strikes += 1
+        stats = agent.close(10)
+        assert stats.balanced, place
+        assert stats.delivered == stats.recorded >= 1, place
+    assert strikes > 10
+    # It does wait where it can.
+    assert True in answers
+
+
+@pytest.mark.parametrize("call", [*CALLS, "close"])
+def test_a_handler_may_close_wherever_it_strikes_and_nothing_is_lost(
+    make_used: Callable[[], MeterAgent], call: str
+) -> None:
+    strikes = 0
+    for place, agent in each_strike(
+        make_used,
+        lambda agent: agent.close(15),
+        CALLS.get(call, lambda agent: agent.close(20)),
+        *AGENT,
+    ):
+        strikes += 1
+        stats = agent.close(15)
+        assert stats.balanced, place
+        assert stats.delivered == stats.recorded - stats.dropped.get("closed", 0), place
+        assert agent._pipeline._told, place
+    assert strikes > 10

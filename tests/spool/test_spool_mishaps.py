@@ -61,6 +61,7 @@ class LateThreads(SystemRuntime):
     """Threads that begin when they are let, as on a machine that has other things to do."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.may_begin = threading.Event()
 
     def start_thread(self, target: Callable[[], None], name: str) -> None:
