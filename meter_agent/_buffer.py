@@ -29,7 +29,7 @@ from meter_agent._batch import Batch
 from meter_agent._event_buffer import NEVER, EventBuffer, Record, Terms, copied
 from meter_agent._identifier import draw_prefix, identifier_prefix, identifiers
 from meter_agent._ledger import Counts, DropReason, Outcome
-from meter_agent._runtime import Doorbell, Runtime
+from meter_agent._runtime import Runtime
 
 __all__ = ["RingBuffer"]
 
@@ -222,15 +222,16 @@ class RingBuffer(EventBuffer):
             # The bell is hung up before the look, so that a place freed in between rings it.
             bell = self._runtime.doorbell()
             self._waiting.append(bell)
+            leaves = True
             try:
                 entered = self._enter_if_room(event)
                 left = deadline - self._runtime.monotonic()
-                if not entered and left > 0:
-                    bell.wait(left)
+                if entered or left <= 0:
+                    return entered
+                bell.wait(left)
+                leaves = False
             finally:
-                self._take_down(bell)
-            if entered or left <= 0:
-                return entered
+                self._take_down(bell, leaves=leaves)
         return False
 
     def _enter_if_room(self, event: Any) -> bool:
@@ -238,15 +239,6 @@ class RingBuffer(EventBuffer):
             if self._refusal is not None or len(self) >= self._capacity:
                 return False
             return self._put(event)
-
-    def _take_down(self, bell: Doorbell) -> None:
-        try:
-            self._waiting.remove(bell)
-        except ValueError:
-            # It was rung. Whoever waits behind us may find room as well, and only we know. Without
-            # room the two would ring each other for ever.
-            if len(self) < self._capacity:
-                self._call_waiting(1)
 
     def _open_door_if_room(self) -> None:
         if len(self) < self._nearly_full and self._refusal is None:

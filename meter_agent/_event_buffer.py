@@ -206,6 +206,15 @@ class EventBuffer(ABC):
                 return
             count -= 1
 
+    def _take_down(self, bell: Doorbell, *, leaves: bool) -> None:
+        try:
+            self._waiting.remove(bell)
+        except ValueError:
+            # It was rung. Who leaves passes that on: whoever waits behind may find room as well.
+            # Who stays looks for itself: two without room would ring each other for ever.
+            if leaves:
+                self._call_waiting(1)
+
     def begin_attempt(self, batch: Batch, part: Sequence[MeterEvent]) -> bool:
         """Note that *part* of *batch* leaves now, before any byte of it does.
 

@@ -362,7 +362,8 @@ class Flusher:
         """Whether senders wait for this very thread.
 
         A signal handler or `__del__` calls, which struck it under a lock of ours, or while it was
-        starting a sender.
+        starting a sender. It must not wait for them, nor take further locks: whoever holds one of
+        those may be waiting for that.
         """
         return self._runtime.thread_id() in self._starting_in or self._runtime.holds_lock()
 
@@ -379,8 +380,6 @@ class Flusher:
 
     def flush(self, timeout: float | None) -> bool:
         """Send what waits; True when everything recorded before the call is settled."""
-        if self.called_within_itself:
-            timeout = 0.0  # all that can be done is to hurry them
         deadline = None if timeout is None else self._runtime.monotonic() + timeout
         deaths = self._deaths.total
         with self._changed:

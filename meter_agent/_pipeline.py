@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -235,6 +236,9 @@ class Pipeline:
     def flush(self, timeout: float | None) -> bool:
         """See `MeterAgent.flush`."""
         self._notice_fork()
+        if self._flusher.called_within_itself:
+            self._flusher.wake()  # all that can be done
+            return False
         return self._flusher.flush(timeout)
 
     def adopt(self) -> bool:
@@ -282,6 +286,8 @@ class Pipeline:
     def begin_close(self, deadline: float) -> None:
         """Let nothing more in and send what waits; `finish_close` waits for it."""
         self._notice_fork()
+        if self._flusher.called_within_itself:
+            return  # `finish_close` sees to it
         if self._flusher.called_from_sender and self._pace.closing:
             return
         self._buffer.refuse(DropReason.CLOSED)
@@ -292,6 +298,9 @@ class Pipeline:
 
         The first caller does it; later callers wait for the same result.
         """
+        if self._flusher.called_within_itself:
+            self._end_elsewhere(deadline)
+            return self._read_stats()
         if self._flusher.called_from_sender:
             # A callback of the application closes the agent from within our own thread: the rest
             # goes out behind it, the threads end, and the exit of the process waits for that.
@@ -299,8 +308,6 @@ class Pipeline:
             if not self._flusher.closing:
                 self._flusher.drain(deadline)
                 self._flusher.retire()
-            return self._read_stats()
-        if self._flusher.called_within_itself and self._end_elsewhere(deadline):
             return self._read_stats()
         me = self._runtime.thread_id()
         try:
@@ -319,16 +326,15 @@ class Pipeline:
                 self._to_be_ended.append(True)  # a second one did: the next call accounts
         return final
 
-    def _end_elsewhere(self, deadline: float) -> bool:
-        # In a thread of its own, while the interrupted code goes on. The exit waits for it.
+    def _end_elsewhere(self, deadline: float) -> None:
+        # In a thread of its own, while the interrupted code goes on. The exit of the process waits
+        # for it, and does it where no thread can be started.
         def end() -> None:
+            self.begin_close(deadline)
             self.finish_close(deadline)
 
-        try:
+        with contextlib.suppress(RuntimeError, MemoryError):
             self._runtime.start_thread(end, "meter-agent-closer")
-        except (RuntimeError, MemoryError):
-            return False
-        return True
 
     def _end_now(self, deadline: float) -> Stats:
         self._flusher.stop()

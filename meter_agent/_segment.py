@@ -129,6 +129,7 @@ class Segment:
         # raises in the middle of the counting leaves the old state or the new one.
         self._counted = form.HEADER_BYTES, 0
         self._taken = form.HEADER_BYTES, 0
+        self._perhaps_sent_through = form.HEADER_BYTES
         self._ended = 0
         self._prefix = identifier_prefix(prefix)
         self._end = end
@@ -176,6 +177,12 @@ class Segment:
     def open(self) -> int:
         """Those of them that have not ended."""
         return self._counted[1] - self._ended
+
+    @property
+    def may_be_given_up(self) -> bool:
+        """Whether nothing of it is in flight, and nothing that waits may have reached Stripe."""
+        nothing_in_flight = self.sealed and self.open == self.waiting
+        return nothing_in_flight and self.taken_through >= self._perhaps_sent_through
 
     @property
     def taken_through(self) -> int:
@@ -253,6 +260,8 @@ class Segment:
             elif piece.mark != form.SETTLED:
                 first = min(first, piece.offset)
                 events += 1
+                if piece.mark != form.NEVER_ATTEMPTED:
+                    self._perhaps_sent_through = piece.end
         self._counted = self.written_through(), events
         self._taken = first, 0
         return damages

@@ -86,9 +86,12 @@ class SegmentLine:
         return len(ended)
 
     def evict(self) -> bool:
-        """Make room by a whole file, the oldest in which nothing is in flight. False: none."""
+        """Make room by a whole file, the oldest of which nothing may have been sent. False: none.
+
+        What was sent ends as delivered or uncertain, never as dropped.
+        """
         for segment in self.segments:
-            if segment.sealed and segment.open == segment.waiting:
+            if segment.may_be_given_up:
                 self._leave(segment, evicted=segment.waiting)
                 segment.give_up_waiting()
                 self._supply.remove(segment)

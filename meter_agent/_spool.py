@@ -201,18 +201,16 @@ class SpoolBuffer(EventBuffer):
             # The bell is hung up before the look, so that room made in between rings it.
             bell = self._runtime.doorbell()
             self._waiting.append(bell)
+            leaves = True
             try:
                 entered = self._enter_in_turn(record)
                 left = deadline - self._runtime.monotonic()
-                if not entered and left > 0:
-                    bell.wait(min(left, _WAKE_AGAIN_SECONDS))
+                if entered or left <= 0:
+                    return entered
+                bell.wait(min(left, _WAKE_AGAIN_SECONDS))
+                leaves = False
             finally:
-                try:
-                    self._waiting.remove(bell)
-                except ValueError:
-                    self._call_waiting(1)  # whoever waits behind us may find room as well
-            if entered or left <= 0:
-                return entered
+                self._take_down(bell, leaves=leaves)
         return False
 
     # -- the senders' side ---------------------------------------------------------------------

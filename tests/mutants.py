@@ -111,8 +111,8 @@ MUTANTS = (
     ),
     Mutant(
         "callers without a place ring each other",
-        "_buffer.py",
-        "            if len(self) < self._capacity:\n                self._call_waiting(1)",
+        "_event_buffer.py",
+        "            if leaves:\n                self._call_waiting(1)",
         "            self._call_waiting(1)",
     ),
     Mutant(
@@ -127,6 +127,12 @@ MUTANTS = (
         "                    self._last_was_slow = seconds > self._flush_interval_seconds\n"
         "                self._progress.tell()",
         "                    self._last_was_slow = seconds > self._flush_interval_seconds",
+    ),
+    Mutant(
+        "a full spool drops what a dead process may have sent",
+        "_segment.py",
+        "                    self._perhaps_sent_through = piece.end",
+        "                    pass",
     ),
     Mutant(
         "a Ctrl-C leaves a condition locked",

@@ -131,25 +131,33 @@ def test_an_event_that_a_sender_took_from_an_overfull_buffer_is_not_entered_agai
     assert buffer.counts().dropped == {}
 
 
-def test_callers_that_wait_for_a_place_do_not_ring_each_other_without_one() -> None:
+def test_a_caller_that_is_called_in_vain_looks_again_and_calls_nobody_else() -> None:
     runtime = VirtualRuntime()
-    buffer, _ = make_buffer(runtime, capacity=1)
-    buffer.recorder()("tokens", "cus_1")
-    mine, other = runtime.doorbell(), runtime.doorbell()
-    buffer._waiting.append(other)
-    buffer._take_down(mine)
-    assert other.rung == 0
+    buffer, _ = make_buffer(runtime, capacity=1, overflow="block", block_timeout_seconds=1.0)
+    record = buffer.recorder()
+    record("tokens", "cus_1")
+    other = runtime.doorbell()
+
+    def call_in_vain() -> None:
+        runtime.on_wait = lambda: None
+        buffer._call_waiting(1)
+        buffer._waiting.append(other)
+
+    runtime.on_wait = call_in_vain
+    assert not record("tokens", "cus_2")
+    assert runtime.waits == [1.0]
+    assert not other.rung  # or the two would ring each other for ever
     assert buffer.take(1) is not None
-    assert other.rung == 1
+    assert other.rung
 
 
-def test_a_caller_that_was_called_and_leaves_calls_the_next_one_while_there_is_room() -> None:
+def test_a_caller_that_was_called_and_leaves_calls_the_next_one() -> None:
     runtime = VirtualRuntime()
     buffer, _ = make_buffer(runtime, capacity=1)
     mine, other = runtime.doorbell(), runtime.doorbell()
     buffer._waiting.append(other)
-    buffer._take_down(mine)
-    assert other.rung == 1
+    buffer._take_down(mine, leaves=True)
+    assert other.rung
 
 
 def test_a_nested_call_leaves_the_last_places_to_the_call_that_it_interrupted() -> None:

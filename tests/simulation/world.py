@@ -20,7 +20,7 @@ from meter_agent.sandbox import Fault, Sandbox
 from tests.simulation.books import Books
 from tests.simulation.network import Network, SimulatedAdapter
 from tests.simulation.runtime import START, SimulatedRuntime
-from tests.simulation.scheduler import BrokenPromiseError, Scheduler
+from tests.simulation.scheduler import BrokenPromiseError, Scheduler, Task
 from tests.simulation.weather import Weather
 
 __all__ = ["World"]
@@ -224,21 +224,27 @@ class World:
     def interrupt(self) -> None:
         """A signal handler or `__del__` that records, in whatever task and line it comes."""
         if self.producers_running and not self.closed and len(self.books.called) < 300:
+            # It may wait, and whom it interrupted waits with it, whatever lock that one holds.
             if self.settings["overflow"] == "block":
-                # It may wait, and whom it interrupted waits with it, whatever lock that one holds.
                 self.scheduler.stall_for(self.settings["block_timeout_seconds"])
             self.record()
+            if self.random.random() < 0.1:
+                timeout = self.random.choice((0.0, 0.5))
+                self.scheduler.stall_for(timeout)
+                self.flush(timeout)
 
     def flush_now_and_then(self) -> None:
         for _ in range(self.random.choice((1, 4))):
             self.scheduler.wait(self.random.random() * 20.0)
-            timeout = self.random.choice((0.0, 0.5, 10.0, 60.0))
-            before = self.books.held_for_sure()
-            began = self.scheduler.now
-            settled = self.agent.flush(timeout)
-            self.check_budget("flush", began, timeout)
-            if settled:
-                self.check_settled(before)
+            self.flush(self.random.choice((0.0, 0.5, 10.0, 60.0)))
+
+    def flush(self, timeout: float) -> None:
+        before = self.books.held_for_sure()
+        began = self.scheduler.now
+        settled = self.agent.flush(timeout)
+        self.check_budget("flush", began, timeout)
+        if settled:
+            self.check_settled(before)
 
     def observe(self) -> None:
         while not self.closed:
@@ -363,19 +369,23 @@ class World:
             raise BrokenPromiseError(f"flush() said True and {sorted(missing)} are not settled")
 
     def check_idleness(self) -> None:
+        while any(not task.done and not task.killed for task in self.senders(former=True)):
+            self.scheduler.wait(10.0)  # requests of a closed agent that come to their end
         self.scheduler.wait(60.0)
         self.scheduler._calm = True
-        wakes = sum(
-            task.wakes for task in self.scheduler.tasks if task.name == "meter-agent-sender"
-        )
-        requests = len(self.sandbox.requests)
+        wakes, requests = sum(task.wakes for task in self.senders()), len(self.sandbox.requests)
         self.scheduler.wait(IDLE_SECONDS)
-        again = sum(
-            task.wakes for task in self.scheduler.tasks if task.name == "meter-agent-sender"
-        )
+        again = sum(task.wakes for task in self.senders()) - wakes
         self.scheduler._calm = False
-        if again > wakes + self.wakes_when_idle or len(self.sandbox.requests) != requests:
-            raise BrokenPromiseError(f"an idle agent woke {again - wakes} times")
+        if again > self.wakes_when_idle or len(self.sandbox.requests) != requests:
+            raise BrokenPromiseError(f"an idle agent woke {again} times")
+
+    def senders(self, *, former: bool = False) -> Iterator[Task]:
+        """The sender threads of this process, or of former ones."""
+        for task in self.scheduler.tasks:
+            is_former = task.process != self.runtime.process
+            if task.name == "meter-agent-sender" and is_former == former:
+                yield task
 
     @property
     def wakes_when_idle(self) -> float:

@@ -12,6 +12,7 @@ from tests.spool.spools import (
     Spool,
     left_by_a_dead_process,
     segments,
+    take,
     take_all,
     values,
 )
@@ -97,6 +98,27 @@ def test_who_blocks_in_vain_is_refused_in_time(tmp_path: Path, runtime: VirtualR
     assert runtime.monotonic() - began == pytest.approx(5.0)
 
 
+def test_who_is_called_in_vain_looks_again_and_calls_nobody_else(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    spool = Spool(
+        tmp_path, runtime, bytes_max=MEBIBYTE, overflow="block", block_timeout_seconds=0.5
+    )
+    other = runtime.doorbell()
+    calls: list[int] = []
+
+    def call_in_vain() -> None:
+        if not calls:
+            spool.buffer._call_waiting(1)
+            spool.buffer._waiting.append(other)
+        calls.append(other.rung)
+
+    while spool.record("tokens", "cus_1", 1):
+        runtime.on_wait = call_in_vain
+    assert len(calls) > 1
+    assert not other.rung  # or the two would ring each other for ever
+
+
 def test_memory_is_bounded_as_well(tmp_path: Path, runtime: VirtualRuntime) -> None:
     spool = Spool(tmp_path / "file", runtime, memory_events=1000)
     (tmp_path / "file").write_text("no directory")
@@ -134,6 +156,26 @@ def test_the_oldest_make_room_also_where_they_are_a_dead_process_s(
     billed = values(take_all(heir.buffer))
     assert len(billed) == counts.buffered
     assert [n for n in billed if n >= 0] == list(range(new))
+
+
+def test_what_a_dead_process_may_have_sent_makes_room_for_nobody(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    """It ends as delivered or uncertain; to count it as dropped could be untrue."""
+    dead = Spool(tmp_path, runtime, bytes_max=MEBIBYTE)
+    left = 0
+    while dead.record("tokens", "cus_1", -1):
+        left += 1
+    batch = take(dead.buffer)
+    assert dead.buffer.begin_attempt(batch, batch.open)
+    dead.die()
+    heir = Spool(tmp_path, runtime, bytes_max=MEBIBYTE, overflow="drop_oldest")
+    heir.buffer.tend()
+    for _ in range(left):
+        heir.record("tokens", "cus_1", 1)
+    assert heir.buffer._adopted.evicted > 0
+    delivered = take_all(heir.buffer)
+    assert {event.identifier for event in batch.open} <= set(delivered)
 
 
 def test_a_disk_that_fails_costs_no_adopted_event_its_place(
