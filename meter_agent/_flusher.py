@@ -88,7 +88,8 @@ class Flusher:
         self._nobody_sends = deque([True])
         self._deaths = Deaths(runtime)
         self._threadless = False
-        # Threads in the middle of that. A dict, because each of its operations used is one step.
+        # Threads that are just starting the first sender. A dict, because each of its operations
+        # used here is one step.
         self._starting_in: dict[int, None] = {}
         self._changed = runtime.condition()
         self._senders: set[int] = set()
@@ -134,8 +135,12 @@ class Flusher:
             started = self._start(self._run)
         finally:  # also when Ctrl-C strikes here
             if not started:
-                self._nobody_sends.append(True)
-                self._buffer.set_alarm(1)
+                self._nobody_can_send()
+
+    def _nobody_can_send(self) -> None:
+        self._nobody_sends.append(True)
+        self._buffer.set_alarm(1)
+        self._progress.tell()  # who waits in `flush()` may have to do the work
 
     def _find_a_watcher(self) -> None:
         try:
@@ -313,8 +318,7 @@ class Flusher:
             self._helped_by = None
             nobody = not self._senders  # the last of them has left it to the helper
         if nobody:
-            self._nobody_sends.append(True)
-            self._buffer.set_alarm(1)
+            self._nobody_can_send()
 
     # -- the watch -----------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -83,6 +84,36 @@ def test_working_in_the_callers_thread_keeps_to_the_time_limit(
     assert time.monotonic() - began < 1.0
     sandbox.clear_faults()
     assert agent.close(20).delivered == 1
+
+
+def test_flush_does_the_work_where_the_thread_that_another_call_was_starting_cannot_be(
+    make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent()
+    runtime = agent._runtime
+    make_doorbell, starting, flushing = runtime.doorbell, threading.Event(), threading.Event()
+
+    def refuse(*_arguments: object) -> None:
+        starting.set()
+        assert flushing.wait(20)
+        raise RuntimeError("can't start new thread")
+
+    class Bell:
+        def __init__(self) -> None:
+            self._bell = make_doorbell()
+            self.ring = self._bell.ring
+
+        def wait(self, timeout: float | None) -> bool:
+            flushing.set()
+            return self._bell.wait(timeout)
+
+    monkeypatch.setattr(runtime, "start_thread", refuse)
+    recording = threading.Thread(target=agent.record, args=("tokens", "cus_1"))
+    recording.start()
+    assert starting.wait(20)
+    monkeypatch.setattr(runtime, "doorbell", Bell)
+    assert agent.flush(20)
+    recording.join(20)
 
 
 @pytest.mark.parametrize("call", ["flush", "close"])
