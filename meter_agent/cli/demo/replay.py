@@ -16,6 +16,7 @@ __all__ = ["METERS", "Account", "Replay", "customer_of"]
 METERS = ("input_tokens", "output_tokens")
 _CUSTOMERS = 25
 _THREADS = 4
+_END_SECONDS = 2.0
 
 
 class Account(NamedTuple):
@@ -51,7 +52,10 @@ class Replay:
         self._passed = [Counter[Account]() for _ in range(_THREADS)]
         self._threads = [
             threading.Thread(
-                target=self._play, args=(rows[index::_THREADS], passed), name=f"demo-{index}"
+                target=self._play,
+                args=(rows[index::_THREADS], passed),
+                name=f"demo-{index}",
+                daemon=True,
             )
             for index, passed in enumerate(self._passed)
         ]
@@ -84,7 +88,9 @@ class Replay:
         self._cancelled.set()
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join()
+                # With a limit: a Ctrl-C that strikes within `start()` can leave a lock of the
+                # standard library locked, for which the new thread waits for ever.
+                thread.join(_END_SECONDS)
 
     def _play(self, rows: Sequence[TraceRow], passed: Counter[Account]) -> None:
         for row in rows:
