@@ -213,26 +213,10 @@ class RingBuffer(EventBuffer):
                 entered = self._put(event)
                 self._open_door_if_room()
                 return entered
-        return self._overflow == "block" and self._enter_after_waiting(event)
-
-    def _enter_after_waiting(self, event: Any) -> bool:
-        deadline = self._runtime.monotonic() + self._block_timeout_seconds
+        if self._overflow != "block":
+            return False
         self._wake()
-        while self._refusal is None:
-            # The bell is hung up before the look, so that a place freed in between rings it.
-            bell = self._runtime.doorbell()
-            self._waiting.append(bell)
-            leaves = True
-            try:
-                entered = self._enter_if_room(event)
-                left = deadline - self._runtime.monotonic()
-                if entered or left <= 0:
-                    return entered
-                bell.wait(left)
-                leaves = False
-            finally:
-                self._take_down(bell, leaves=leaves)
-        return False
+        return self._wait_for_room(lambda: self._enter_if_room(event))
 
     def _enter_if_room(self, event: Any) -> bool:
         with self._lock:

@@ -206,14 +206,40 @@ class EventBuffer(ABC):
                 return
             count -= 1
 
-    def _take_down(self, bell: Doorbell, *, leaves: bool) -> None:
+    def _wait_for_room(
+        self, enter: Callable[[], bool], look_again_seconds: float = float("inf")
+    ) -> bool:
+        # Calls *enter* until it finds room, the time is over, or events are refused.
+        deadline = self._runtime.monotonic() + self._block_timeout_seconds
+        called = False
+        while self._refusal is None:
+            # The bell is hung up before the look, so that room made in between rings it.
+            bell = self._runtime.doorbell()
+            self._waiting.append(bell)
+            entered, leaves = False, True
+            try:
+                entered = enter()
+                left = deadline - self._runtime.monotonic()
+                if entered or left <= 0:
+                    return entered
+                bell.wait(min(left, look_again_seconds))
+                leaves = False
+            finally:
+                rung = self._take_down(bell)
+                # Whoever waits behind may find room as well: who leaves passes the call on. Who
+                # stays looks for itself: two without room would call each other for ever.
+                if leaves and (rung or (called and entered)):
+                    self._call_waiting(1)
+            called = called or rung
+        return False
+
+    def _take_down(self, bell: Doorbell) -> bool:
+        # True: it was rung.
         try:
             self._waiting.remove(bell)
         except ValueError:
-            # It was rung. Who leaves passes that on: whoever waits behind may find room as well.
-            # Who stays looks for itself: two without room would ring each other for ever.
-            if leaves:
-                self._call_waiting(1)
+            return True
+        return False
 
     def begin_attempt(self, batch: Batch, part: Sequence[MeterEvent]) -> bool:
         """Note that *part* of *batch* leaves now, before any byte of it does.

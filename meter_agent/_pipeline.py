@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -121,6 +120,7 @@ class Pipeline:
         # Taken by whoever ends it. A deque, because no exception of a signal handler strikes
         # between a `del` and the `try` behind it.
         self._to_be_ended = deque([True])
+        self._no_closer = deque([True])
         self._ending_in: int | None = None
         self._told = False
         self._end = Progress(runtime)
@@ -313,7 +313,9 @@ class Pipeline:
         try:
             del self._to_be_ended[0]
         except IndexError:
-            return self._wait_for_end(deadline)
+            if self._wait_for_end(deadline):
+                return self._read_stats()  # calls after `close()` go on being counted
+            return self.finish_close(deadline)  # whoever was ending it has given up
         try:
             self._ending_in = me
             try:
@@ -323,18 +325,29 @@ class Pipeline:
         finally:
             self._ending_in = None
             if not self._told:
-                self._to_be_ended.append(True)  # a second one did: the next call accounts
+                # A second one did: another call accounts, one that waits already, perhaps.
+                self._to_be_ended.append(True)
+                self._end.tell()
         return final
 
     def _end_elsewhere(self, deadline: float) -> None:
         # In a thread of its own, while the interrupted code goes on. The exit of the process waits
         # for it, and does it where no thread can be started.
         def end() -> None:
-            self.begin_close(deadline)
-            self.finish_close(deadline)
+            try:
+                self.begin_close(deadline)
+                self.finish_close(deadline)
+            finally:
+                self._no_closer.append(True)
 
-        with contextlib.suppress(RuntimeError, MemoryError):
+        try:
+            del self._no_closer[0]
+        except IndexError:
+            return  # there is one
+        try:
             self._runtime.start_thread(end, "meter-agent-closer")
+        except (RuntimeError, MemoryError):
+            self._no_closer.append(True)
 
     def _end_now(self, deadline: float) -> Stats:
         self._flusher.stop()
@@ -373,15 +386,16 @@ class Pipeline:
         if not self._buffer.belongs_to_this_process:
             self.start_over_after_fork()
 
-    def _wait_for_end(self, deadline: float) -> Stats:
+    def _wait_for_end(self, deadline: float) -> bool:
+        # False: nobody is ending it any more.
         if self._ending_in == self._runtime.thread_id():
             # A signal handler interrupts the end, or a logging handler calls while it writes the
             # last line. Neither can wait for itself, but the first may wait for the events.
             self._flusher.drain(deadline)
-        else:
-            # The last line included: who waits here may be about to kill the process.
-            self._end.wait_until(lambda: self._told, deadline)
-        return self._read_stats()  # calls after `close()` go on being counted
+            return True
+        # The last line included: who waits here may be about to kill the process.
+        self._end.wait_until(lambda: self._told or bool(self._to_be_ended), deadline)
+        return self._told or not self._to_be_ended
 
     def _on_retired(self) -> None:
         _lifecycle.unregister(self)

@@ -9,6 +9,7 @@ wall clock (what a timestamp says), `monotonic()` is for durations and deadlines
 
 from __future__ import annotations
 
+import _queue
 import _thread
 import contextlib
 import os
@@ -149,7 +150,7 @@ class _QueueDoorbell:
     def __init__(self) -> None:
         # Made when it is first used: gevent may be set up between an agent and its first event, and
         # a greenlet that waits at a queue from before would stop all the others.
-        self._made: dict[str, queue.SimpleQueue[None]] = {}
+        self._made: dict[str, _queue.SimpleQueue[None]] = {}
 
     def ring(self) -> None:
         rings = self._rings()
@@ -167,10 +168,13 @@ class _QueueDoorbell:
             rings.get()
         return True
 
-    def _rings(self) -> queue.SimpleQueue[None]:
+    def _rings(self) -> _queue.SimpleQueue[None]:
         if not self._made:
+            # gevent's queue is for greenlets alone. It may be there although threads are threads
+            # (`patch_all(thread=False)`), whom it would not wake.
+            make = queue.SimpleQueue if threads_are_greenlets() else _queue.SimpleQueue
             # One step: whoever comes second gets what the first one made.
-            self._made.setdefault("rings", queue.SimpleQueue())
+            self._made.setdefault("rings", make())
         return self._made["rings"]
 
 
@@ -193,7 +197,7 @@ class SystemRuntime:
     process_id = staticmethod(os.getpid)
 
     def __init__(self) -> None:
-        self._locks: list[ReentrantLock] = []
+        self._locks: tuple[int, list[ReentrantLock]] = -1, []
 
     @property
     def clock(self) -> Clock:
@@ -225,11 +229,18 @@ class SystemRuntime:
         # it locked for ever. To this one all greenlets are one thread, which is right as long as
         # nothing that lets another greenlet run is called under it.
         lock: ReentrantLock = _thread.RLock()  # type: ignore[assignment]  # it has `_is_owned`
-        self._locks.append(lock)
+        process_id, locks = self._locks
+        if process_id == self.process_id():
+            locks.append(lock)
+        else:
+            # In a child of `fork`, who makes all locks anew. What another thread of the parent held
+            # is held for ever, and a thread of the child may get the number of that one.
+            self._locks = self.process_id(), [lock]
         return lock
 
     def holds_lock(self) -> bool:
-        return any(lock._is_owned() for lock in self._locks)  # noqa: SLF001 - see there
+        _, locks = self._locks
+        return any(lock._is_owned() for lock in locks)  # noqa: SLF001 - see there
 
     def doorbell(self) -> Doorbell:
         return _QueueDoorbell()

@@ -168,7 +168,7 @@ class SpoolBuffer(EventBuffer):
         entered = self._enter_in_turn(record)
         if not entered and self._overflow == "block":
             self._wake()
-            entered = self._enter_after_waiting(record)
+            entered = self._wait_for_room(lambda: self._enter_in_turn(record), _WAKE_AGAIN_SECONDS)
         now = self._runtime.monotonic()
         if entered or now >= self._next_wake_at:
             # A segment was begun, and the next one wants to be prepared. Also now and then when
@@ -194,24 +194,6 @@ class SpoolBuffer(EventBuffer):
             return False
         # What was adopted is the oldest, but a disk that fails has no use for its room.
         return (self._supply.makes_files and self._adopted.evict()) or self._own.evict()
-
-    def _enter_after_waiting(self, record: bytes) -> bool:
-        deadline = self._runtime.monotonic() + self._block_timeout_seconds
-        while self._refusal is None:
-            # The bell is hung up before the look, so that room made in between rings it.
-            bell = self._runtime.doorbell()
-            self._waiting.append(bell)
-            leaves = True
-            try:
-                entered = self._enter_in_turn(record)
-                left = deadline - self._runtime.monotonic()
-                if entered or left <= 0:
-                    return entered
-                bell.wait(min(left, _WAKE_AGAIN_SECONDS))
-                leaves = False
-            finally:
-                self._take_down(bell, leaves=leaves)
-        return False
 
     # -- the senders' side ---------------------------------------------------------------------
 

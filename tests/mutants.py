@@ -112,8 +112,8 @@ MUTANTS = (
     Mutant(
         "callers without a place ring each other",
         "_event_buffer.py",
-        "            if leaves:\n                self._call_waiting(1)",
-        "            self._call_waiting(1)",
+        "                if leaves and (rung or (called and entered)):",
+        "                if rung:",
     ),
     Mutant(
         "an event that slipped in at the close stays",

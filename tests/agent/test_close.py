@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,58 @@ def test_two_threads_may_close_at_once_and_read_the_same_ledger(make_agent: Make
     for thread in threads:
         thread.join()
     assert [stats.delivered for stats in results] == [500] * 4
+
+
+def test_who_waits_for_another_close_takes_over_where_that_is_struck_twice(
+    make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent(flush_interval_seconds=60.0)
+    agent.record("tokens", "cus_1")
+    pipeline, waiting = agent._pipeline, threading.Event()
+    drain, stop, wait_until = (
+        pipeline._flusher.drain,
+        pipeline._flusher.stop,
+        pipeline._end.wait_until,
+    )
+    closed: list[Stats] = []
+    other = threading.Thread(target=lambda: closed.append(agent.close(20)))
+
+    def struck_drain(_deadline: float) -> None:
+        monkeypatch.setattr(pipeline._flusher, "drain", drain)
+        other.start()
+        assert waiting.wait(20)
+        raise KeyboardInterrupt
+
+    def struck_stop() -> None:
+        monkeypatch.setattr(pipeline._flusher, "stop", stop)
+        raise KeyboardInterrupt
+
+    def tell_and_wait(*arguments: Any) -> bool:
+        waiting.set()
+        return wait_until(*arguments)
+
+    monkeypatch.setattr(pipeline._flusher, "drain", struck_drain)
+    monkeypatch.setattr(pipeline._flusher, "stop", struck_stop)
+    monkeypatch.setattr(pipeline._end, "wait_until", tell_and_wait)
+    with pytest.raises(KeyboardInterrupt):
+        agent.close(20)
+    other.join(20)
+    (stats,) = closed
+    assert stats.delivered == 1
+    assert agent.close(20) == stats
+
+
+def test_a_handler_that_closes_again_and_again_under_a_lock_starts_one_thread(
+    make_agent: MakeAgent,
+) -> None:
+    agent = make_agent(flush_interval_seconds=60.0)
+    agent.record("tokens", "cus_1")
+    with agent._pipeline._buffer._lock:
+        for _ in range(20):
+            agent.close(20)
+        closers = [t for t in threading.enumerate() if t.name == "meter-agent-closer"]
+        assert len(closers) == 1
+    assert agent.close(20).delivered == 1
 
 
 def test_a_with_block_closes_the_agent(make_agent: MakeAgent) -> None:

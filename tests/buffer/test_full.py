@@ -151,12 +151,35 @@ def test_a_caller_that_is_called_in_vain_looks_again_and_calls_nobody_else() -> 
     assert other.rung
 
 
-def test_a_caller_that_was_called_and_leaves_calls_the_next_one() -> None:
+def test_a_caller_that_was_called_and_finds_room_calls_the_next_one() -> None:
     runtime = VirtualRuntime()
-    buffer, _ = make_buffer(runtime, capacity=1)
-    mine, other = runtime.doorbell(), runtime.doorbell()
-    buffer._waiting.append(other)
-    buffer._take_down(mine, leaves=True)
+    buffer, _ = make_buffer(runtime, capacity=3, overflow="block", block_timeout_seconds=1.0)
+    record = buffer.recorder()
+    for _ in range(3):
+        record("tokens", "cus_1")
+    other = runtime.doorbell()
+
+    def make_room() -> None:
+        buffer.take(3)  # one of those who wait is called
+        buffer._waiting.append(other)
+
+    runtime.on_wait = make_room
+    assert record("tokens", "cus_2")
+    assert other.rung
+
+
+def test_a_caller_that_is_called_when_its_time_is_over_calls_the_next_one() -> None:
+    runtime = VirtualRuntime()
+    buffer, _ = make_buffer(runtime, capacity=1, overflow="block", block_timeout_seconds=1.0)
+    other = runtime.doorbell()
+
+    def find_no_room() -> bool:
+        runtime.advance(1.0)
+        buffer._call_waiting(1)  # just behind the last look
+        buffer._waiting.append(other)
+        return False
+
+    assert not buffer._wait_for_room(find_no_room)
     assert other.rung
 
 

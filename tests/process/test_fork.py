@@ -350,6 +350,37 @@ def test_a_child_of_a_closed_agent_stays_closed(server: SandboxServer) -> None:
     assert done.stdout.strip() == "0"
 
 
+def test_a_lock_that_another_thread_of_the_parent_held_is_nobodys_in_the_child(
+    server: SandboxServer,
+) -> None:
+    """Where a thread of the child gets the number of that one, it could pass for its owner."""
+    done = run(
+        """
+        agent = MeterAgent(sandbox_url=URL)
+        inside, over = threading.Event(), threading.Event()
+        def hold():
+            with agent._pipeline._buffer._lock:
+                inside.set()
+                over.wait()
+        threading.Thread(target=hold).start()
+        inside.wait()
+        child = os.fork()
+        if not child:
+            def work():
+                agent.record("tokens", "child")
+                flushed = agent.flush(20)
+                agent.record("tokens", "child")
+                os._exit(not flushed or agent.close(20).delivered != 2)
+            threading.Thread(target=work).start()
+            time.sleep(40)  # until the thread ends the process
+        over.set()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """,
+        server.url,
+    )
+    assert done.stdout.strip() == "0"
+
+
 def test_a_child_forked_while_its_parent_ends_by_sigterm_ends_as_it_likes(
     server: SandboxServer,
 ) -> None:

@@ -116,6 +116,25 @@ def test_a_buffer_that_is_full_keeps_its_policy_and_its_books(
     assert (final["delivered"] == 800) is (overflow == "block")
 
 
+def test_threads_that_gevent_has_left_alone_are_woken(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    """Its queue is in the place of the standard one all the same, and wakes greenlets alone."""
+    sandbox.add_fault(Fault("delay", seconds=0.3))
+    done = run(
+        AGENT.replace("0.05", "60")
+        + """
+for _ in range(3):
+    agent.record("tokens", "cus_1")
+    print(agent.flush())
+""",
+        server.url,
+        before=PATCH.replace("patch_all()", "patch_all(thread=False)"),
+    )
+    assert done.stdout.split() == ["True"] * 3
+    assert sandbox.totals()["accepted"] == 3
+
+
 def test_the_first_event_may_come_from_a_signal_handler_in_the_loop(
     sandbox: Sandbox, server: SandboxServer
 ) -> None:

@@ -27,6 +27,7 @@ OTHERWISE = {
     "test_the_next_record_replaces_a_sender_that_died_in_its_sleep",
     "test_a_sender_that_dies_before_anybody_waits_for_the_close_is_replaced",
     "test_a_batch_is_sent_when_no_memory_was_left_to_start_a_helper",
+    "test_flush_does_the_work_where_the_thread_that_another_call_was_starting_cannot_be",
     # What a close leaves stays in the spool.
     "test_a_callback_that_closes_at_every_failure_makes_no_storm",
     # The capacity of a spool is in bytes.
