@@ -128,7 +128,11 @@ def wait_until(agent: MeterAgent, done: Callable[[], bool]) -> bool:
 
 
 def sender_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "meter-agent-sender"]
+    threads = [thread for thread in threading.enumerate() if thread.name == "meter-agent-sender"]
+    for thread in threads:
+        # One that another sender is just starting cannot be joined yet.
+        assert thread._started.wait(20)  # type: ignore[attr-defined]
+    return threads
 
 
 def billed(sandbox: Sandbox) -> dict[str, dict[str, str]]:
