@@ -78,9 +78,9 @@ def test_an_agent_closed_by_a_callback_ends_its_threads(make_agent: MakeAgent) -
     agent = make_agent(on_dead_letter=lambda _letter: agent.close(20))
     agent.record("tokens", "cus_1", True)
     assert agent.flush(20)
-    while threads := sender_threads():  # each may have started another one
-        for thread in threads:
-            thread.join(20)
+    for thread in sender_threads():
+        thread.join(20)
+    assert not sender_threads()
     assert agent._pipeline not in _lifecycle._state.pipelines
 
 

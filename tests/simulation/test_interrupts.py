@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -127,7 +127,7 @@ def test_whether_a_buffer_is_drained_is_asked_under_the_lock_that_events_change_
 @pytest.fixture(params=["in memory", "in a spool"])
 def make_used(
     make_agent: MakeAgent, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Callable[[], MeterAgent]:
+) -> Iterator[Callable[[], MeterAgent]]:
     """Agents that hold an event already, but for those that are to record their first."""
 
     def make() -> MeterAgent:
@@ -137,7 +137,12 @@ def make_used(
             agent.record("tokens", "cus_1")
         return agent
 
-    return make
+    yield make
+    # The standard library lists a thread for ever whose `start()` was struck.
+    limbo: dict[threading.Thread, threading.Thread] = threading._limbo  # type: ignore[attr-defined]
+    for thread in list(limbo):
+        if not thread.is_alive():
+            del limbo[thread]
 
 
 def elsewhere(call: Callable[[], Any]) -> Any:
