@@ -371,8 +371,10 @@ def test_a_lock_that_another_thread_of_the_parent_held_is_nobodys_in_the_child(
                 flushed = agent.flush(20)
                 agent.record("tokens", "child")
                 os._exit(not flushed or agent.close(20).delivered != 2)
-            threading.Thread(target=work).start()
-            time.sleep(40)  # until the thread ends the process
+            worker = threading.Thread(target=work)
+            worker.start()
+            worker.join()  # it ends the process
+            os._exit(2)
         over.set()
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         """,

@@ -137,13 +137,18 @@ def test_a_full_spool_says_so(tmp_path: Path, runtime: VirtualRuntime) -> None:
     assert len(segments(tmp_path / "spool")) == 1
 
 
+def full_spool(path: Path, runtime: VirtualRuntime) -> tuple[Spool, int]:
+    """A spool without room for another event, and how many it holds."""
+    spool, held = Spool(path, runtime, bytes_max=MEBIBYTE), 0
+    while spool.record("tokens", "cus_1", -1):
+        held += 1
+    return spool, held
+
+
 def test_the_oldest_make_room_also_where_they_are_a_dead_process_s(
     tmp_path: Path, runtime: VirtualRuntime
 ) -> None:
-    dead = Spool(tmp_path, runtime, bytes_max=MEBIBYTE)
-    left = 0
-    while dead.record("tokens", "cus_1", -1):
-        left += 1
+    dead, left = full_spool(tmp_path, runtime)
     dead.die()
     heir = Spool(tmp_path, runtime, bytes_max=MEBIBYTE, overflow="drop_oldest")
     heir.buffer.tend()
@@ -162,10 +167,7 @@ def test_what_a_dead_process_may_have_sent_makes_room_for_nobody(
     tmp_path: Path, runtime: VirtualRuntime
 ) -> None:
     """It ends as delivered or uncertain; to count it as dropped could be untrue."""
-    dead = Spool(tmp_path, runtime, bytes_max=MEBIBYTE)
-    left = 0
-    while dead.record("tokens", "cus_1", -1):
-        left += 1
+    dead, left = full_spool(tmp_path, runtime)
     batch = take(dead.buffer)
     assert dead.buffer.begin_attempt(batch, batch.open)
     dead.die()
