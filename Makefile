@@ -12,12 +12,20 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python;
 interpreter = $(shell for python in python$(1) $$HOME/.pyenv/versions/$(1).*/bin/python; do \
 	if "$$python" -c 'import ensurepip' >/dev/null 2>&1; then echo "$$python"; exit; fi; done)
 
-PIP_INSTALL = -m pip install --disable-pip-version-check -qq
+SHELL = bash
+.SHELLFLAGS = -o pipefail -c
+# $(call pip_install,environment,what): names each package as it is fetched, because minutes of
+# silence look like a hang; everything that pip says is shown when it fails.
+pip_install = $(1)/bin/python -m pip install --disable-pip-version-check --progress-bar off $(2) 2>&1 \
+	| tee $(1)/install.log | sed -un 's/^Collecting \([A-Za-z0-9._-]*\).*/  \1/p' \
+	|| { cat $(1)/install.log >&2; exit 1; }
 RUN = .venv/bin/python -m
 BENCH = .venv-bench/bin/python -m
 # What depends on the version of Python; `make test` runs everything, on one of them.
 EVERYWHERE = $(addprefix tests/,agent buffer config crash event process wire) \
 	$(wildcard tests/test_*.py)
+# What needs servers of its own has a target of its own.
+APART = --ignore=tests/hosts --ignore=tests/wire/proxies
 # More for pytest: make test PYTEST="-x -k spool"
 PYTEST ?=
 # Most of their time the tests wait for processes and clocks, so more of them than cores go at once.
@@ -32,12 +40,13 @@ ROUNDS ?= 100
 export COVERAGE_FILE = $(CURDIR)/.coverage
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-all sim crash mutants lint docs bench bench-quick bench-pages clean
+.PHONY: help demo test test-all hosts sim crash mutants lint docs bench bench-quick bench-pages clean
 
 help:
 	@echo "make demo      replay real usage into a local Stripe and compare the books"
 	@echo "make test      run the tests, with branch coverage"
 	@echo "make test-all  run what depends on it on each of $(VERSIONS) that is here"
+	@echo "make hosts     run the applications of the how-to pages under their real servers"
 	@echo "make sim       try more simulated worlds: SEEDS=20000, or one again: SEED=7"
 	@echo "make crash     kill and restart processes that record: ROUNDS=100"
 	@echo "make mutants   break the code in many ways and see the tests fail"
@@ -52,7 +61,7 @@ demo: .venv-demo/.stamp
 
 test: .venv/.stamp .tools/promtool
 	@$(RUN) coverage erase
-	@$(RUN) coverage run -m pytest -q -n $(WORKERS) $(PYTEST)
+	@$(RUN) coverage run -m pytest -q -n $(WORKERS) $(APART) $(PYTEST)
 	@$(RUN) coverage combine -q
 	@$(RUN) coverage report
 
@@ -62,7 +71,10 @@ test-all:
 test-3.%:
 	@if [ -z "$(call interpreter,3.$*)" ]; then echo "python 3.$*: not here, skipped"; exit 0; fi; \
 	$(MAKE) --no-print-directory .venv-3.$*/.stamp && \
-	echo "python 3.$*:" && .venv-3.$*/bin/python -m pytest -q -n $(WORKERS) $(EVERYWHERE) $(PYTEST)
+	echo "python 3.$*:" && .venv-3.$*/bin/python -m pytest -q -n $(WORKERS) $(APART) $(EVERYWHERE) $(PYTEST)
+
+hosts: .venv/.stamp
+	@$(RUN) pytest -q -n $(WORKERS) tests/hosts $(PYTEST)
 
 lint: .venv/.stamp
 	@$(RUN) ruff check
@@ -120,14 +132,14 @@ clean:
 
 .venv/.stamp-%: .venv/.stamp
 	@echo "installing the extra $*"
-	@.venv/bin/python $(PIP_INSTALL) -e '.[$*]'
+	@$(call pip_install,.venv,-e '.[$*]')
 	@touch $@
 
 comma = ,
 define make_venv
 @[ -n "$(1)" ] || { echo "no Python 3.11 or newer with venv found; name one: PYTHON=..." >&2; exit 2; }
-@echo "installing into $(2)"
+@echo "installing the packages of [$(3)] into $(2), one to three minutes:"
 @$(1) -m venv $(2)
-@$(2)/bin/python $(PIP_INSTALL) -e '.[$(3)]'
+@$(call pip_install,$(2),-e '.[$(3)]')
 @touch $(2)/.stamp
 endef

@@ -16,6 +16,7 @@ import structlog
 import meter_agent
 from meter_agent._log import LOG_EVENTS, EventLog, write
 from meter_agent._runtime import SystemRuntime
+from tests.patience import PATIENCE_SECONDS
 from tests.virtual import VirtualRuntime
 
 
@@ -75,7 +76,11 @@ def test_an_application_without_logging_hears_nothing() -> None:
         "import structlog; assert not structlog.is_configured()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert (done.stdout, done.stderr) == ("", "")
 

@@ -10,11 +10,16 @@ import pytest
 
 import meter_agent
 from meter_agent import exceptions
+from tests.patience import PATIENCE_SECONDS
 
 
 def run(script: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.stderr == ""
     return done.stdout.strip()

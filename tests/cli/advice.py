@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from meter_agent.cli.app import app
+from tests.patience import PATIENCE_SECONDS
 
 _COMMAND = re.compile(r"`([^`]+)`")
-_PATIENCE_SECONDS = 45
 
 
 class Patient:
@@ -44,7 +44,7 @@ class Patient:
         done = subprocess.run(
             ["bash", "-c", f"{command} >&2; test $? = {ends_with} && env -0"],
             capture_output=True,
-            timeout=_PATIENCE_SECONDS,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
         assert done.returncode == 0, done.stderr.decode()

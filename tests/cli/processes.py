@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
-PATIENCE_SECONDS = 45
+from tests.patience import PATIENCE_SECONDS
+
 _MEASURING = {name: text for name, text in os.environ.items() if name.startswith("COVERAGE_")}
 """What makes coverage measure a process; no test has it in its environment."""
 

@@ -6,8 +6,7 @@ import threading
 from collections.abc import Mapping
 
 from meter_agent.sandbox import Fault, Reply, Sandbox
-
-from .processes import PATIENCE_SECONDS
+from tests.patience import PATIENCE_SECONDS
 
 
 class Stalling(Sandbox):

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 
 import meter_agent
 from meter_agent.cli.app import app
+from tests.patience import PATIENCE_SECONDS
 
-from .processes import PATIENCE_SECONDS, run
+from .processes import run
 
 
 @pytest.fixture
@@ -105,7 +106,11 @@ def _run_without(package: str, *arguments: str) -> tuple[int, str, str]:
 
 def _run_code(code: str) -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
     return done.returncode, done.stdout, done.stderr
 

@@ -14,8 +14,9 @@ import pytest
 from meter_agent import MeterAgent, Stats
 from meter_agent.cli.demo.play import play
 from meter_agent.cli.demo.trace import shipped_trace
+from tests.patience import PATIENCE_SECONDS
 
-from .processes import PATIENCE_SECONDS, first_line, run, started
+from .processes import first_line, run, started
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 

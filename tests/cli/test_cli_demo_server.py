@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from meter_agent.cli.demo.server import SandboxProcess, SandboxProcessError
+from tests.patience import PATIENCE_SECONDS
 
-from .processes import PATIENCE_SECONDS, first_line
+from .processes import first_line
 
 
 def test_it_takes_faults_and_shows_totals() -> None:

@@ -17,9 +17,10 @@ from meter_agent.cli.dead_letters.letters import Choice, Letters
 from meter_agent.cli.dead_letters.resent import Resent, State
 from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
+from tests.patience import PATIENCE_SECONDS
 
 from .letters import DAY, invalid, letter, write
-from .processes import PATIENCE_SECONDS, command, first_line, run, started
+from .processes import command, first_line, run, started
 
 
 @pytest.fixture

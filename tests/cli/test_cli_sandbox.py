@@ -6,8 +6,9 @@ import subprocess
 import pytest
 
 from meter_agent import MeterAgent
+from tests.patience import PATIENCE_SECONDS
 
-from .processes import PATIENCE_SECONDS, command, fetch, first_line, run, started
+from .processes import command, fetch, first_line, run, started
 
 
 def test_the_url_is_data_and_how_to_use_it_is_talk() -> None:

@@ -14,8 +14,9 @@ from meter_agent.cli.app import app
 from meter_agent.cli.send.verdict import VERDICTS
 from meter_agent.sandbox import Fault, Meter, Sandbox
 from meter_agent.sandbox.server import SandboxServer
+from tests.patience import PATIENCE_SECONDS
 
-from .processes import PATIENCE_SECONDS, run, started
+from .processes import run, started
 from .stalling import Stalling
 
 Send = Callable[..., Result]

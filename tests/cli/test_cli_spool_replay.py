@@ -14,10 +14,11 @@ import pytest
 from meter_agent._runtime import SystemRuntime
 from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
+from tests.patience import PATIENCE_SECONDS
 from tests.spool.owners import owner, record_one
 from tests.spool.spools import Spool, take
 
-from .processes import PATIENCE_SECONDS, first_line, run, started
+from .processes import first_line, run, started
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,11 @@ from meter_agent.cli.dead_letters.letters import Choice, Letters
 from meter_agent.cli.dead_letters.resent import Resent, State
 from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
+from tests.patience import PATIENCE_SECONDS
 from tests.spool.owners import owner
 
 from .letters import invalid, letter, write
-from .processes import PATIENCE_SECONDS, started
+from .processes import started
 from .test_cli_spool import damage, die_with
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from meter_agent.sandbox import Sandbox
+from tests.patience import PATIENCE_SECONDS
 
 __all__ = ["KILL", "Start", "agent", "billed", "killed", "segments", "wait_until_empty"]
 
@@ -34,7 +35,7 @@ while list(pathlib.Path({str(spool)!r}).glob("*.segment")):
 
 
 def killed(process: Any) -> None:
-    process.communicate(timeout=45)
+    process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == -signal.SIGKILL
 
 

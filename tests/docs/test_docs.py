@@ -22,6 +22,7 @@ from meter_agent._ledger import DropReason
 from meter_agent._log import LOG_EVENTS
 from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
+from tests.patience import PATIENCE_SECONDS
 
 DOCS = _generate.DOCS
 ROOT = DOCS.parent
@@ -43,7 +44,6 @@ GUIDES = [
 ]
 """Pages whose Python is a script: the blocks of one page, one after another."""
 
-PATIENCE_SECONDS = 45
 
 _FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")

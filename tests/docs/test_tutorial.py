@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from meter_agent.sandbox.server import SandboxServer
+from tests.patience import PATIENCE_SECONDS
 
 TUTORIAL = Path(__file__).parent.parent.parent / "docs" / "tutorial.md"
-PATIENCE_SECONDS = 45
 
 _FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 

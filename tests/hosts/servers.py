@@ -17,9 +17,9 @@ from pathlib import Path
 
 from meter_agent.sandbox import Sandbox
 from tests.docs.test_docs import DOCS, blocks
+from tests.patience import PATIENCE_SECONDS
 from tests.process.scripts import environment
 
-PATIENCE_SECONDS = 40.0
 WEB_SERVERS = DOCS / "howto" / "web-servers.md"
 CELERY = DOCS / "howto" / "celery.md"
 FINAL_LINE = re.compile(r"INFO.*meter_agent\.closed")
@@ -91,7 +91,9 @@ class Server:
     def get(self, path: str) -> str:
         """Make one request, over a connection of its own."""
         address = self.wait_for(r"https?://127\.0\.0\.1:\d+")[0]
-        with urllib.request.urlopen(f"{address}/customers/{path}", timeout=30) as answer:
+        with urllib.request.urlopen(
+            f"{address}/customers/{path}", timeout=PATIENCE_SECONDS
+        ) as answer:
             text: str = answer.read().decode()
         return text
 

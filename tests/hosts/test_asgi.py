@@ -17,6 +17,7 @@ from meter_agent.integrations.asgi import add_lifespan, meter_agent_lifespan
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent
 from tests.hosts.servers import customers
+from tests.patience import PATIENCE_SECONDS
 
 
 def serve(application: Callable[..., Awaitable[None]], *call: Any) -> None:
@@ -226,6 +227,6 @@ def _python(script: str, cwd: Path | None = None) -> subprocess.CompletedProcess
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )

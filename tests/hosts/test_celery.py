@@ -17,12 +17,12 @@ from tests.conftest import MakeAgent
 from tests.hosts.servers import (
     CELERY,
     FINAL_LINE,
-    PATIENCE_SECONDS,
     assert_each_once,
     customers,
     running,
     write_snippet,
 )
+from tests.patience import PATIENCE_SECONDS
 from tests.process.scripts import environment
 
 NAMES = [f"cus_{n}" for n in range(6)]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
+
 
 @pytest.mark.parametrize("framework", ["starlette", "flask", "django"])
 def test_it_says_what_is_missing(framework: str, tmp_path: Path) -> None:
@@ -17,7 +19,7 @@ def test_it_says_what_is_missing(framework: str, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 1

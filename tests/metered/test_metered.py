@@ -18,6 +18,7 @@ from meter_agent import DeadLetter, InvalidEventError, MeteredCall, metered
 from meter_agent.testing import RecordedEvents, recording
 from tests.conftest import MakeAgent
 from tests.metered.conftest import billed
+from tests.patience import PATIENCE_SECONDS
 
 # -- functions ---------------------------------------------------------------------------------
 
@@ -252,7 +253,11 @@ meter_agent.metered, meter_agent.customer, meter_agent.MeteredCall
 print(before, {module!r} in sys.modules, "metered" in vars(meter_agent))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=40
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.stdout.split() == ["False", "True", "True"]
 

@@ -17,13 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from meter_agent import MeterAgent
 from meter_agent.integrations.prometheus import register
+from tests.patience import PATIENCE_SECONDS
 
 Samples = dict[tuple[str, str], float]
 """Numbers by name and by the value of the one label, "" without a label."""
 
 
 def fetch(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=30) as answer:
+    with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
         text: str = answer.read().decode()
     return text
 

@@ -14,6 +14,7 @@ from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
 from tests.hosts.servers import Server, running, write_snippet
 from tests.metrics.test_multiprocess import MONITOR
+from tests.patience import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def app_dir(tmp_path: Path) -> Path:
 def ask(server: Server, path: str) -> tuple[int, dict[str, Any]]:
     address = server.wait_for(r"http://127\.0\.0\.1:\d+")[0]
     try:
-        with urllib.request.urlopen(f"{address}/{path}", timeout=30) as answer:
+        with urllib.request.urlopen(f"{address}/{path}", timeout=PATIENCE_SECONDS) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:

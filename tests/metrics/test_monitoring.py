@@ -15,6 +15,7 @@ import yaml
 from meter_agent._health import NEARLY_FULL, OLD_EVENT_SECONDS
 from meter_agent.integrations._metrics import METRICS, Kind
 from tests.docs.test_docs import DOCS, ROOT, reference
+from tests.patience import PATIENCE_SECONDS
 
 ALERTS = DOCS / "monitoring" / "meter-agent-alerts.yml"
 DASHBOARD = DOCS / "monitoring" / "meter-agent-dashboard.json"
@@ -35,7 +36,7 @@ def promtool(*arguments: str | Path) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

@@ -20,6 +20,7 @@ from meter_agent.integrations.prometheus import register
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import Hold, MakeAgent
 from tests.metrics.scrapes import Samples, fetch, samples_of, serving
+from tests.patience import PATIENCE_SECONDS
 
 NAMES = {metric.prometheus_name: metric for metric in METRICS}
 
@@ -237,7 +238,11 @@ def test_without_its_package_an_integration_says_what_to_install(
         f"import sys; sys.modules[{missing!r}] = None\nimport meter_agent.integrations.{module}"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 1
     assert install in done.stderr

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE_SECONDS
+
 PRELUDE = """
 import logging, os, signal, sys, threading, time
 class Line(logging.Formatter):
@@ -55,7 +57,7 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str], *, timeout: float = 45.0) -> Any:
+def finish(process: subprocess.Popen[str], *, timeout: float = PATIENCE_SECONDS) -> Any:
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

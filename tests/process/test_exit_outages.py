@@ -11,6 +11,7 @@ import pytest
 
 from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
+from tests.patience import PATIENCE_SECONDS
 from tests.process.scripts import finish, ledger, run, start, wait_for
 from tests.wire.servers import listening
 
@@ -165,7 +166,7 @@ def test_an_unhandled_exception_delivers_and_keeps_its_status_and_its_traceback(
         """,
         server.url,
     )
-    _, err = process.communicate(timeout=45)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     assert err.count("Traceback") == 1
     assert "LookupError: of the application" in err
@@ -193,7 +194,7 @@ def test_ctrl_c_during_the_drain_ends_the_wait_and_not_the_accounting(
     wait_for(process, "draining")
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    _, err = process.communicate(timeout=45)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert time.monotonic() - began < 10
     lines = [line for line in err.splitlines() if line.startswith("meter_agent.closed")]
     assert len(lines) == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from meter_agent.sandbox import Sandbox
+from tests.patience import PATIENCE_SECONDS
 from tests.process.scripts import environment
 from tests.wire.front import Exchange, Front
 
@@ -129,7 +130,7 @@ def test_a_gigabyte_of_answer_costs_little_memory_and_time_and_no_event(
             env=environment(server.url) | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
     assert (done.returncode, done.stderr) == (0, "")

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.patience import PATIENCE_SECONDS
+
 _SCRIPT = """
 import sys
 from meter_agent import MeterAgent
@@ -68,7 +70,7 @@ def adopted_by_another_process(spool: Path) -> int:
         [sys.executable, "-c", _HEIR, str(spool)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_SECONDS,
         check=True,
     )
     return int(done.stdout)

@@ -21,6 +21,7 @@ from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
 from meter_agent.testing import LeftBehindError, MeterSandbox, RefusedError, _sandbox, sandbox
 from tests.conftest import sender_threads
+from tests.patience import PATIENCE_SECONDS
 
 
 def left_behind(use: Callable[[MeterSandbox], object], **settings: Any) -> str:
@@ -123,7 +124,7 @@ def test_agents_that_the_application_builds_find_the_sandbox() -> None:
 def test_child_processes_find_the_sandbox_too() -> None:
     script = "import meter_agent; meter_agent.record('tokens', 'child')"
     with sandbox() as stripe:
-        subprocess.run([sys.executable, "-c", script], check=True, timeout=40)
+        subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE_SECONDS)
         assert list(stripe.by_customer()) == ["child"]
 
 
@@ -301,7 +302,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert "the sandbox needs uvicorn: pip install 'meter-agent[sandbox]'" in done.stderr

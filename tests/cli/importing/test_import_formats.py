@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from meter_agent.sandbox import Sandbox
+from tests.patience import PATIENCE_SECONDS
 
 from ..processes import run
 from .conftest import TOKENS, Importer
@@ -255,7 +256,11 @@ def run_code(code: str) -> tuple[int, str]:
     import sys
 
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=45, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
     return done.returncode, done.stderr
 

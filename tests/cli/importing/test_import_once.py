@@ -18,8 +18,9 @@ from meter_agent._event import format_timestamp
 from meter_agent.cli.importing import file_import
 from meter_agent.cli.importing.journal import destination_of
 from meter_agent.sandbox import Fault, Sandbox
+from tests.patience import PATIENCE_SECONDS
 
-from ..processes import PATIENCE_SECONDS, run, started
+from ..processes import run, started
 from ..stalling import Stalling
 from .conftest import TOKENS, Importer, numbers
 

@@ -19,6 +19,7 @@ from meter_agent.cli.importing.chunks import Chunks
 from meter_agent.cli.importing.journal import Journal
 from meter_agent.cli.importing.row_source import LINE_CHARACTERS_MAX
 from meter_agent.sandbox import Fault, Sandbox
+from tests.patience import PATIENCE_SECONDS
 
 from .conftest import TOKENS, Importer, Outcome, numbers
 
@@ -329,7 +330,7 @@ def peak_of_dry_run(importer: Importer, rows: int) -> int:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE_SECONDS,
         check=True,
     )
     *_, summary, peak = done.stdout.splitlines()
