@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from meter_agent._printable import one_line
 from meter_agent.exceptions import (
     AuthenticationError,
     EventRejectedError,
@@ -249,7 +250,8 @@ def _error_of(parsed: Mapping[str, Any] | None) -> Mapping[str, Any]:
 def _text(value: object) -> str | None:
     if not isinstance(value, str) or not value:
         return None
-    return value[:_MESSAGE_CHARACTERS_MAX]
+    # A server may say anything, and what it says goes into log lines and onto terminals.
+    return one_line(value[:_MESSAGE_CHARACTERS_MAX])[:_MESSAGE_CHARACTERS_MAX]
 
 
 def parse_retry_after(header: str | None, *, wall_time: float) -> float:

@@ -200,7 +200,7 @@ def _agent_or_refusal() -> MeterAgent:
         _default.record = agent.record
     # Outside the lock: a logging handler may record, in a thread that holds the handler's own lock.
     if _default.wrong is not None:
-        write("meter_agent.not_configured", ERROR, error=str(_default.wrong))
+        write("meter_agent.not_configured", ERROR, error="; ".join(_default.wrong.problems))
     else:
         agent._pipeline.tell_unknown_variables()  # noqa: SLF001
     return agent

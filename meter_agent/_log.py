@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from meter_agent._printable import one_line
 from meter_agent._runtime import Runtime
 
 if TYPE_CHECKING:
@@ -117,9 +118,15 @@ def write(event: str, level: int, **fields: Any) -> None:
         logger.addHandler(logging.NullHandler())
     try:
         if logger.isEnabledFor(level):
-            _structured(logger).log(level, event, **fields)
+            _structured(logger).log(level, event, **_on_one_line(fields))
     except Exception:  # noqa: BLE001, S110 - see "Never raises"
         pass
+
+
+def _on_one_line(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: one_line(value) if isinstance(value, str) else value for name, value in fields.items()
+    }
 
 
 def _structured(logger: logging.Logger) -> Any:

@@ -13,7 +13,7 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any, TypeGuard, TypeVar
 
-__all__ = ["is_a", "printable", "safe_repr"]
+__all__ = ["is_a", "one_line", "printable", "safe_repr"]
 
 _SHOWN_CHARACTERS_MAX = 200
 _SHOWN_ITEMS_MAX = 50
@@ -29,6 +29,20 @@ def is_a(value: object, kind: type[_T]) -> TypeGuard[_T]:
     # Not `isinstance`: that asks the value for its `__class__`, which runs code of the application
     # (proxies pretend there, and may raise).
     return issubclass(type(value), kind)
+
+
+def one_line(text: str) -> str:
+    """Return *text* with every character escaped that could forge a line or hide another one.
+
+    For words that come from outside, a server's above all: line ends, escape sequences of a
+    terminal, and characters that are invisible or turn the direction of the text around.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def printable(value: object) -> Any:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from meter_agent._answer import Answer, Grant, Verdict, judge
 from meter_agent._ledger import Traffic
+from meter_agent._printable import one_line
 from meter_agent._runtime import Runtime
 from meter_agent._secret import Secret
 from meter_agent._transport import Reply, Transport, TransportError
@@ -152,7 +153,10 @@ class MeterEventStream:
         except TransportError as error:
             return Answer(
                 Verdict.RETRY,
-                message=_without(secret, f"{_host(url)}: {error}")[:_MESSAGE_CHARACTERS_MAX],
+                # An answer that cannot be read is a part of the error, as the server wrote it.
+                message=one_line(_without(secret, f"{_host(url)}: {error}"))[
+                    :_MESSAGE_CHARACTERS_MAX
+                ],
                 maybe_accepted=error.maybe_accepted,
             )
         answer = judge(

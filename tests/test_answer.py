@@ -138,6 +138,27 @@ def test_what_the_server_says_is_cut_to_a_readable_length() -> None:
 
 
 @pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("a\r\nERROR forged", "a\\r\\nERROR forged"),
+        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+        ("\x9b2J", "\\x9b2J"),
+        ("\u2028next", "\\u2028next"),
+        ("\u202egpj.exe", "\\u202egpj.exe"),
+        ("cus\u200b_1", "cus\\u200b_1"),
+        ("\ud800", "\\ud800"),
+        ("größe 日本", "größe 日本"),
+    ],
+)
+def test_words_of_a_server_are_one_line_without_control_and_invisible_characters(
+    raw: str, shown: str
+) -> None:
+    answer = judged(400, error(raw, raw), request_id=raw)
+    assert (answer.code, answer.request_id) == (shown, shown)
+    assert answer.message == f"HTTP 400 from stripe.test ({shown}): {shown}"
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"\xff\xfe",

@@ -34,6 +34,13 @@ def test_a_line_arrives_at_the_applications_handlers_with_its_fields(
     assert not structlog.is_configured()
 
 
+def test_a_field_cannot_forge_a_line(
+    runtime: VirtualRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    EventLog(runtime).say("meter_agent.request_failed", error="no\nERROR \x1b[2Jforged\u202e")
+    assert caplog.records[0].__dict__["error"] == "no\\nERROR \\x1b[2Jforged\\u202e"
+
+
 def test_a_line_that_repeats_is_written_once_per_interval_with_what_was_held_back(
     runtime: VirtualRuntime, caplog: pytest.LogCaptureFixture
 ) -> None:

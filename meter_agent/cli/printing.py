@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from meter_agent._printable import one_line as printable
+
 __all__ = ["Columns", "ago", "json_line", "print_json", "printable"]
 
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
@@ -36,16 +38,6 @@ class Columns:
             for cell, width in zip(cells, self._widths.values(), strict=True)
         )
         click.echo("  ".join(padded).rstrip())
-
-
-def printable(text: str) -> str:
-    """Return *text* with everything escaped that could move a terminal's cursor or forge a line."""
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
 
 
 def print_json(document: Any) -> None:
