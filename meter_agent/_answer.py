@@ -161,7 +161,9 @@ def judge(
         status=status,
         code=code,
         request_id=_text(headers.get("Request-Id")),
-        retry_after_seconds=parse_retry_after(headers.get("Retry-After"), wall_time=wall_time),
+        retry_after_seconds=parse_retry_after(
+            headers.get("Retry-After"), date=headers.get("Date"), wall_time=wall_time
+        ),
         maybe_accepted=maybe_accepted,
         slowly=slowly,
     )
@@ -254,27 +256,32 @@ def _text(value: object) -> str | None:
     return one_line(value[:_MESSAGE_CHARACTERS_MAX])[:_MESSAGE_CHARACTERS_MAX]
 
 
-def parse_retry_after(header: str | None, *, wall_time: float) -> float:
+def parse_retry_after(header: str | None, *, date: str | None = None, wall_time: float) -> float:
     """Return the seconds that a `Retry-After` header asks for, from 0 to 300.
 
     Seconds, fractions of them, and HTTP dates are understood. Anything else, and no header at all,
     is 0. Stripe does not document the header and its SDK ignores it; proxies send it.
+
+    The clock of this host may be wrong by hours, so an HTTP date is compared with *date*, the
+    `Date` header of the same answer, and with *wall_time* only where that is missing or no date.
     """
     if header is None:
         return 0.0
     try:
         seconds = float(header)
     except ValueError:
-        seconds = _seconds_until(header, wall_time)
+        now = _unix_seconds(date)
+        until = _unix_seconds(header)
+        seconds = 0.0 if until is None else until - (wall_time if now is None else now)
     if math.isnan(seconds):
         return 0.0
     return min(max(seconds, 0.0), RETRY_AFTER_SECONDS_MAX)
 
 
-def _seconds_until(http_date: str, wall_time: float) -> float:
+def _unix_seconds(http_date: str | None) -> float | None:
     import email.utils  # noqa: PLC0415 - rare, and it drags in half of the email package
 
     try:
-        return email.utils.parsedate_to_datetime(http_date).timestamp() - wall_time
+        return email.utils.parsedate_to_datetime(http_date or "").timestamp()
     except (ValueError, TypeError, IndexError, OverflowError, OSError):
-        return 0.0
+        return None

@@ -223,9 +223,32 @@ def test_retry_after_is_read_as_seconds_or_date_and_clamped(
     assert parse_retry_after(header, wall_time=NOW) == seconds
 
 
-@given(st.one_of(st.text(), st.floats().map(str), st.integers().map(str)))
-def test_retry_after_never_raises_and_stays_within_its_bounds(header: str) -> None:
-    seconds = parse_retry_after(header, wall_time=NOW)
+@pytest.mark.parametrize("clock_is_off_by", [-86_400, -20, 0, 20, 86_400])
+def test_a_dated_retry_after_is_compared_with_the_date_of_its_answer(clock_is_off_by: int) -> None:
+    date = formatdate(NOW, usegmt=True)
+    retry_after = formatdate(NOW + 30, usegmt=True)
+    wall_time = NOW + clock_is_off_by
+    assert parse_retry_after(retry_after, date=date, wall_time=wall_time) == 30.0
+    answer = judge(
+        503, {"Retry-After": retry_after, "Date": date}, b"", host="h", wall_time=wall_time
+    )
+    assert answer.retry_after_seconds == 30.0
+
+
+@pytest.mark.parametrize("date", [None, "", "yesterday", "Mon, 99 Foo 2026 99:99:99 GMT"])
+def test_a_dated_retry_after_without_a_date_to_compare_it_with_is_read_against_the_own_clock(
+    date: str | None,
+) -> None:
+    retry_after = formatdate(NOW + 30, usegmt=True)
+    assert parse_retry_after(retry_after, date=date, wall_time=NOW) == 30.0
+
+
+_HEADERS = st.one_of(st.text(), st.floats().map(str), st.integers().map(str))
+
+
+@given(_HEADERS, _HEADERS)
+def test_retry_after_never_raises_and_stays_within_its_bounds(header: str, date: str) -> None:
+    seconds = parse_retry_after(header, date=date, wall_time=NOW)
     assert 0.0 <= seconds <= RETRY_AFTER_SECONDS_MAX
     assert not math.isnan(seconds)
 
