@@ -30,6 +30,7 @@ class Ticket:
 
     def __init__(self, failures_seen: int) -> None:
         self.failures_seen = failures_seen
+        """How many failures had been reported when the request left."""
 
 
 class Pace:
@@ -63,9 +64,12 @@ class Pace:
         self._tokens = self._bucket_events
         self._filled_at = runtime.monotonic()
         self._failures = 0
-        self._failures_total = 0
+        self._failures_reported = 0
+        # What `_failures_reported` was after the failure that lengthened the back-off last.
+        self._lengthened_by = 0
         self._resume_at = 0.0
         self._not_before = 0.0
+        self._may_hurry_at = float("-inf")
         self._probing: Ticket | None = None
         self._deadline: float | None = None
         self._caller_deadline: float | None = None
@@ -98,10 +102,14 @@ class Pace:
                 self._changed.notify()
 
     def succeeded(self, ticket: Ticket) -> None:
-        """The server answered: failures are over."""
+        """The server answered: failures are over, if the request left after the last of them.
+
+        A request that was already on its way when another one failed shows how the server was
+        before: a 2xx that comes back after a 429 does not cancel its `Retry-After`.
+        """
         with self._changed:
             self._end_probe(ticket)
-            if self._failures:
+            if self._failures and ticket.failures_seen == self._failures_reported:
                 self._failures = 0
                 self._resume_at = self._not_before = 0.0
                 self._changed.notify()
@@ -120,10 +128,11 @@ class Pace:
         with self._changed:
             self._end_probe(ticket)
             now = self._runtime.monotonic()
+            self._failures_reported += 1
             # Requests that were already on their way when the first of them failed say nothing new.
-            if ticket.failures_seen == self._failures_total:
+            if ticket.failures_seen >= self._lengthened_by:
                 self._failures += 1
-                self._failures_total += 1
+                self._lengthened_by = self._failures_reported
                 self._resume_at = now + self._back_off_seconds(slowly)
             floor = max(at_least_seconds, _SLOWLY_SECONDS if slowly else 0.0)
             self._not_before = max(self._not_before, now + floor)
@@ -140,10 +149,18 @@ class Pace:
         return self._failures > 0
 
     def hurry(self) -> None:
-        """Somebody waits in `flush()`: shorten the back-off to its first step."""
+        """Somebody waits in `flush()`: shorten the back-off to its first step.
+
+        Once within *max_seconds*. A program that calls `flush(0.1)` in a loop would otherwise send
+        a request in each first step, however long the server has been failing.
+        """
         with self._changed:
-            self._resume_at = min(self._resume_at, self._runtime.monotonic() + self._base_seconds)
-            self._changed.notify_all()
+            now = self._runtime.monotonic()
+            soon = now + self._base_seconds
+            if now >= self._may_hurry_at and soon < self._resume_at:
+                self._may_hurry_at = now + self._max_seconds
+                self._resume_at = soon
+                self._changed.notify_all()
 
     def close(self, deadline: float) -> None:
         """End every wait by *deadline* (monotonic seconds), after one more try without delay.
@@ -192,7 +209,7 @@ class Pace:
 
     def _let_through(self, events: int) -> Ticket:
         self._tokens -= events
-        ticket = Ticket(self._failures_total)
+        ticket = Ticket(self._failures_reported)
         if self._failures:
             self._probing = ticket
         return ticket

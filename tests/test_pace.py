@@ -227,6 +227,66 @@ def test_a_flush_shortens_a_long_back_off_to_its_first_step(runtime: VirtualRunt
     assert sum(runtime.waits) == pytest.approx(0.5)
 
 
+def test_asking_often_does_not_send_often(runtime: VirtualRuntime) -> None:
+    runtime.draw = 1.0
+    pace = make_pace(runtime)
+    sent = 0
+    began = runtime.monotonic()
+    while runtime.monotonic() - began < 25.0:  # as `flush(0.1)` in a loop does
+        pace.hurry()
+        with pace.until(runtime.monotonic() + 0.1):
+            ticket = pace.admit(1)
+        if ticket is None:
+            runtime.advance(0.1)
+        else:
+            sent += 1
+            pace.failed(ticket)
+    assert sent <= 8
+
+
+def test_a_flush_after_a_long_outage_still_brings_the_next_try_forward(
+    runtime: VirtualRuntime,
+) -> None:
+    runtime.draw = 1.0
+    pace = make_pace(runtime)
+    for _ in range(8):
+        pace.failed(admitted(pace, 1))
+        pace.hurry()
+    runtime.advance(30.0)
+    pace.failed(admitted(pace, 1))
+    runtime.waits.clear()
+    pace.hurry()
+    admitted(pace, 1)
+    assert sum(runtime.waits) == pytest.approx(0.5)
+
+
+def test_a_success_of_a_request_that_left_before_the_failure_does_not_end_the_back_off(
+    runtime: VirtualRuntime,
+) -> None:
+    pace = make_pace(runtime)
+    early, refused = admitted(pace, 1), admitted(pace, 1)
+    pace.failed(refused, at_least_seconds=2.0)
+    pace.succeeded(early)
+    assert pace.failing
+    admitted(pace, 1)
+    assert sum(runtime.waits) == pytest.approx(2.0)
+
+
+def test_a_probe_that_left_before_a_second_refusal_does_not_cancel_what_that_one_asked_for(
+    runtime: VirtualRuntime,
+) -> None:
+    runtime.draw = 0.0
+    pace = make_pace(runtime)
+    first, second = admitted(pace, 1), admitted(pace, 1)
+    pace.failed(first)
+    probe = admitted(pace, 1)
+    pace.failed(second, at_least_seconds=20.0)
+    pace.succeeded(probe)
+    began = runtime.monotonic()
+    admitted(pace, 1)
+    assert runtime.monotonic() - began == pytest.approx(20.0)
+
+
 class CountingRuntime(SystemRuntime):
     """The real one, with conditions that count how often somebody goes to sleep."""
 
