@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,16 @@ def pytest_configure() -> None:
     # A shell starts background jobs with Ctrl-C ignored, and every process below inherits that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionfinish() -> None:
+    # xdist kills a worker that takes more than 10 s to exit, and coverage writes its data at exit:
+    # on a busy machine the data of a whole worker would be missing.
+    coverage = sys.modules.get("coverage")
+    measuring = coverage.Coverage.current() if coverage else None
+    if measuring is not None:
+        measuring.stop()
+        measuring.save()
 
 
 @pytest.fixture(autouse=True)
