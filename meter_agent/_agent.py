@@ -6,11 +6,11 @@ import dataclasses
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from meter_agent._config import Config
 from meter_agent._dead_letters import DeadLetter
+from meter_agent._event import Label, Name, Value
 from meter_agent._health import Health, Room
 from meter_agent._ledger import DropReason, Stats
 from meter_agent._pipeline import Pipeline
@@ -111,13 +111,13 @@ class MeterAgent:
 
     def record(
         self,
-        event_name: str,
-        customer_id: str,
-        value: float | Decimal | str = 1,
+        event_name: Name,
+        customer_id: Name,
+        value: Value = 1,
         *,
         timestamp: datetime | float | None = None,
-        identifier: str | None = None,
-        payload: Mapping[str, str] | None = None,
+        identifier: Name | None = None,
+        payload: Mapping[str, Label] | None = None,
     ) -> bool:
         """Record one meter event. Fire and forget: no I/O, no waiting, no exception.
 
@@ -125,15 +125,19 @@ class MeterAgent:
         function and forked child.
 
         Args:
-            event_name: The meter's event name; at most 100 characters, no control characters.
+            event_name: The meter's event name, a str or UUID: at most 100 characters, without
+                control or invisible characters and without blanks around it.
             customer_id: The Stripe customer, `cus_…`; same rule.
-            value: How much. An int, `Decimal`, numeric str, or a float that is exact in 15 digits;
-                at most 15 digits of which 12 are decimals. Negative values are corrections.
+            value: How much. A whole number of any type, a `Decimal` or a numeric str, exact in 15
+                digits of which at most 12 are decimals; or a float, which is rounded to that. A
+                numpy scalar counts as what it is. Negative values are corrections.
             timestamp: When it was used: an aware datetime or unix seconds, at most 35 days back and
                 5 minutes ahead. Default: now.
             identifier: Names this event for Stripe, which bills the same identifier once in 24
                 hours; same rule as *event_name*. Default: a UUID of its own.
-            payload: Further payload keys, str to str. Copied by the call.
+            payload: Further payload keys, from str to str or another plain scalar: a number has the
+                text that it has as a value, True is `true`, None is `null`, and a UUID its 36
+                characters. Copied by the call.
 
         Returns:
             True: the event is held, and can only end as delivered, dead-lettered or uncertain; or,

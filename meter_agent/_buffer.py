@@ -26,6 +26,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from meter_agent._batch import Batch
+from meter_agent._event import Label, Name
 from meter_agent._event_buffer import NEVER, EventBuffer, Record, Terms, copied
 from meter_agent._identifier import draw_prefix, identifier_prefix, identifiers
 from meter_agent._ledger import Counts, DropReason, Outcome
@@ -41,7 +42,7 @@ class _Details(NamedTuple):
     """The rare part of an event. It comes first, and tells where an event begins."""
 
     timestamp: Any
-    identifier: str | None
+    identifier: Name | None
     payload: Any
 
 
@@ -106,13 +107,13 @@ class RingBuffer(EventBuffer):
         look_up, enter = self._look_up, self._enter
 
         def record(
-            event_name: str,
-            customer_id: str,
+            event_name: Name,
+            customer_id: Name,
             value: Any = 1,
             *,
             timestamp: Any = None,
-            identifier: str | None = None,
-            payload: Mapping[str, str] | None = None,
+            identifier: Name | None = None,
+            payload: Mapping[str, Label] | None = None,
         ) -> bool:
             if timestamp is None and identifier is None and payload is None:
                 details = _NO_DETAILS

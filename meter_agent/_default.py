@@ -6,12 +6,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 from meter_agent import _lifecycle
 from meter_agent._agent import MeterAgent, refusing
 from meter_agent._config import Config
+from meter_agent._event import Label, Name, Value
 from meter_agent._event_buffer import Record
 from meter_agent._health import Health
 from meter_agent._ledger import DropReason, Stats
@@ -53,13 +53,13 @@ _default = _Default()
 
 
 def record(
-    event_name: str,
-    customer_id: str,
-    value: float | Decimal | str = 1,
+    event_name: Name,
+    customer_id: Name,
+    value: Value = 1,
     *,
     timestamp: datetime | float | None = None,
-    identifier: str | None = None,
-    payload: Mapping[str, str] | None = None,
+    identifier: Name | None = None,
+    payload: Mapping[str, Label] | None = None,
 ) -> bool:
     """Record one meter event with the default agent; see `MeterAgent.record`.
 

@@ -2,7 +2,8 @@
 
 Guarantees:
 
-* An event that passes is sent as it was given. Nothing is rounded, cut, or moved in time.
+* An event that passes is sent as it was given. Nothing is cut or moved in time, and nothing but a
+  float is rounded; see `_amount`.
 * An event that does not pass raises `InvalidEventError` with field, value and rule, and nothing
   else, whatever object the application handed in. It costs no more than the check of a good one:
   `10**1_000_000` and a text of 10 MB are refused without being looked through.
@@ -14,23 +15,36 @@ from event to event (names, customers, the current second) is kept ready in boun
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from decimal import Context, Decimal, Inexact, InvalidOperation
+from decimal import Decimal
 from functools import lru_cache, partial
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, SupportsIndex, TypeAlias
 
+from meter_agent._amount import VALUE_DECIMALS_MAX, VALUE_DIGITS_MAX, as_whole, format_value
 from meter_agent._printable import is_a, printable, safe_repr
+from meter_agent._texts import (
+    NAME_CHARACTERS_MAX,
+    NAME_RULE,
+    PAYLOAD_VALUE_CHARACTERS_MAX,
+    is_name,
+    label_text,
+    name_fault,
+    plain,
+    text_of,
+)
 from meter_agent.exceptions import InvalidEventError
 
 try:
     from _json import encode_basestring_ascii as _quote
 except ImportError:  # where json is not written in C; there, the whole of it costs 3 ms
     from json.encoder import encode_basestring_ascii as _quote
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 __all__ = [
     "NAME_CHARACTERS_MAX",
@@ -43,17 +57,20 @@ __all__ = [
     "VALUE_DIGITS_MAX",
     "EventEncoder",
     "EventTuple",
+    "Label",
     "MeterEvent",
+    "Name",
     "PayloadKeys",
     "RecordedEvent",
+    "Value",
     "describe",
     "format_timestamp",
     "format_value",
     "is_name",
+    "label_text",
+    "name_text",
+    "timestamp_seconds",
 ]
-
-NAME_CHARACTERS_MAX: Final = 100
-"""Stripe's v1 schema says so for `event_name` and `identifier`; v2 is silent, so it is kept."""
 
 TIMESTAMP_PAST_SECONDS_MAX: Final = 35 * 86_400
 """Stripe, API reference of meter events: not more than 35 days in the past."""
@@ -61,32 +78,9 @@ TIMESTAMP_PAST_SECONDS_MAX: Final = 35 * 86_400
 TIMESTAMP_FUTURE_SECONDS_MAX: Final = 300
 """Stripe, API reference of meter events: not more than 5 minutes in the future."""
 
-VALUE_DIGITS_MAX: Final = 15
-"""Stripe, changelog 2026-04-22.dahlia: more significant digits are rejected. Counted here over the
-whole number, which is the stricter of the two readings."""
-
-VALUE_DECIMALS_MAX: Final = 12
-"""Not in Stripe's schema; two integrations in production report it as the limit."""
-
 PAYLOAD_KEYS_MAX: Final = 50
 """Our own bound, Stripe documents none: it keeps a batch of 100 events below a few megabytes."""
 
-PAYLOAD_VALUE_CHARACTERS_MAX: Final = 500
-"""Our own bound, Stripe documents none: the one it has for metadata values."""
-
-NAME_RULE: Final = (
-    f"must be a non-empty str of at most {NAME_CHARACTERS_MAX} characters"
-    " without control characters or lone surrogates"
-)
-
-_VALUE_RULE = (
-    "must be an int, a Decimal, a numeric str such as '1.5', or a float;"
-    " bool, NaN, infinities and other types are not amounts. Convert it before recording"
-)
-_VALUE_LENGTH_RULE = (
-    f"must be exact in {VALUE_DIGITS_MAX} digits, at most {VALUE_DECIMALS_MAX} of them decimals."
-    " Round it before recording, for example with round(value, 6)"
-)
 _TIMESTAMP_TYPE_RULE = (
     "must be a datetime with a time zone, or unix seconds as int or float;"
     " a naive datetime is a guess, for example use datetime.now(timezone.utc)"
@@ -96,11 +90,8 @@ _TIMESTAMP_RANGE_RULE = (
     " bills nothing outside of it. Check that it is in seconds, and the clock it came from"
 )
 _CLOCK_RULE = "must be a moment between 1970 and 9999. Check the clock of this host"
-_PAYLOAD_TYPE_RULE = "must be a mapping from str to str, for example {'region': 'eu'}"
+_PAYLOAD_TYPE_RULE = "must be a mapping from str to plain scalars, for example {'region': 'eu'}"
 _PAYLOAD_SIZE_RULE = f"must have at most {PAYLOAD_KEYS_MAX} keys. Leave out what is not billed by"
-_PAYLOAD_VALUE_RULE = (
-    f"must be a str of at most {PAYLOAD_VALUE_CHARACTERS_MAX} characters without lone surrogates"
-)
 _RESERVED_KEY_RULE = (
     "must not be the customer or value key of this event."
     " Pass customer and value as arguments of record()"
@@ -108,16 +99,15 @@ _RESERVED_KEY_RULE = (
 
 _WHOLE_LIMIT = 10**VALUE_DIGITS_MAX
 _YEAR_9999_END = 253_402_300_799
-_NUMERIC_CHARACTERS_MAX = 100
-# Texts, which `re` compiles and keeps when one is first needed: compiled here they would cost each
-# import 1 ms, and most processes need none of them.
-_NUMERIC = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
-# C0, DEL, C1, the two Unicode line ends, and halves of surrogate pairs, which UTF-8 cannot carry.
-_UNSENDABLE = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-_SURROGATE = "[\ud800-\udfff]"
-# A context of our own: the application may have changed the precision or the traps of its own one,
-# and a value that does not fit must raise instead of being rounded.
-_EXACT = Context(prec=VALUE_DIGITS_MAX, traps=[Inexact, InvalidOperation])
+
+Name: TypeAlias = "str | UUID"
+"""An event name, a customer or an identifier."""
+
+Value: TypeAlias = "float | Decimal | str | SupportsIndex"
+"""How much."""
+
+Label: TypeAlias = "str | float | Decimal | UUID | SupportsIndex | None"
+"""A payload value; see `_texts`."""
 
 
 class RecordedEvent(NamedTuple):
@@ -134,16 +124,8 @@ class RecordedEvent(NamedTuple):
 
 
 EventTuple: TypeAlias = (
-    RecordedEvent
-    | tuple[
-        float,
-        str,
-        str,
-        int | Decimal | str | float,
-        float | datetime | None,
-        str | None,
-        Mapping[str, str] | None,
-    ]
+    "RecordedEvent | tuple[float, Name, Name, Value, float | datetime | None, Name | None,"
+    " Mapping[str, Label] | None]"
 )
 """A `RecordedEvent`, or the plain tuple that costs less to build."""
 
@@ -229,13 +211,13 @@ class EventEncoder:
         """
         recorded_at, name, customer, value, timestamp, own_identifier, payload = event
         if type(name) is not str:
-            name = _as_str("event_name", name)
+            name = name_text("event_name", name)
         head, before_customer, before_value, keys = self._frame(name)
         if type(customer) is not str:
-            customer = _as_str("customer_id", customer)
+            customer = name_text("customer_id", customer)
         in_quotes = identifier
         if own_identifier is not None:
-            identifier = _as_str("identifier", own_identifier)
+            identifier = name_text("identifier", own_identifier)
             in_quotes = _quote_name("identifier", identifier)[1:-1]
         # Most values are ints that fit: spare them the call.
         is_short = type(value) is int and -_WHOLE_LIMIT < value < _WHOLE_LIMIT
@@ -247,41 +229,6 @@ class EventEncoder:
             f'{amount}"{extras}}},"timestamp":"{format_timestamp(seconds)}"}}'
         )
         return _new_event((identifier, text.encode(), seconds, recorded_at))
-
-
-def is_name(text: str) -> bool:
-    """Whether *text* may be an event name, a customer, an identifier or a payload key."""
-    # `isprintable` is true for nearly all of them and five times as fast as the expression, which
-    # decides about the rest: no-break spaces and joined emoji are "not printable" and fine.
-    return 0 < len(text) <= NAME_CHARACTERS_MAX and (
-        text.isprintable() or re.search(_UNSENDABLE, text) is None
-    )
-
-
-def format_value(value: object) -> str:
-    """Return *value* as the fixed-point string that Stripe gets, exact to the last digit.
-
-    Examples:
-        >>> format_value(Decimal("1.50"))
-        '1.5'
-        >>> format_value("1e3")
-        '1000'
-
-    Raises:
-        InvalidEventError: It is not a number, or not exact in 15 digits and 12 decimals.
-    """
-    if type(value) is int and -_WHOLE_LIMIT < value < _WHOLE_LIMIT:
-        return str(value)
-    if is_a(value, int) and type(value) is not bool:
-        return _format_whole(int.__int__(value))
-    if is_a(value, float):
-        # The shortest text that means this float, which is what its author typed or computed.
-        return _format_decimal(Decimal(float.__repr__(value)), value)
-    if is_a(value, Decimal):
-        return _format_decimal(value, value)
-    if is_a(value, str):
-        return _format_text(str.__str__(value))
-    raise _invalid("value", value, _VALUE_RULE)
 
 
 def format_timestamp(unix_seconds: float) -> str:
@@ -308,24 +255,45 @@ def describe(event: object) -> dict[str, Any]:
         return {"event": printable(event)}
     values = tuple.__iter__(event)
     return {
-        field: printable(value) for field, value in zip(RecordedEvent._fields, values, strict=True)
+        field: printable(_plain(value))
+        for field, value in zip(RecordedEvent._fields, values, strict=True)
     }
+
+
+def _plain(value: object) -> object:
+    # As it would have been sent, for who mends what was wrong and records it again.
+    if not is_a(value, dict):
+        return plain(value)
+    pairs = islice(dict.items(value), PAYLOAD_KEYS_MAX)
+    return {key: _plain_label(label) for key, label in pairs}
+
+
+def _plain_label(label: object) -> object:
+    try:
+        return label_text(label, "")
+    except InvalidEventError:
+        return label
 
 
 def _invalid(field: str, value: object, rule: str) -> InvalidEventError:
     return InvalidEventError(field, safe_repr(value), rule)
 
 
-def _as_str(field: str, value: object) -> str:
-    # `str.__str__` gives the text itself; `str()` of a `class Plan(str, Enum)` gives "Plan.PRO".
-    if not is_a(value, str):
+def name_text(field: str, value: object) -> str:
+    """Return the text of a name, unchecked.
+
+    Raises:
+        InvalidEventError: It is no str and no UUID.
+    """
+    text = text_of(value)
+    if text is None:
         raise _invalid(field, value, NAME_RULE)
-    return str.__str__(value)
+    return text
 
 
 def _quote_name(field: str, text: str) -> str:
     if not is_name(text):
-        raise _invalid(field, text, NAME_RULE)
+        raise _invalid(field, text, f"{NAME_RULE}; {name_fault(text)}")
     return _quote(text)
 
 
@@ -348,45 +316,8 @@ def _build_frame(
     )
 
 
-def _format_whole(number: int) -> str:
-    # Compared before it is printed: printing a huge int takes quadratic time, or raises ValueError.
-    if not -_WHOLE_LIMIT < number < _WHOLE_LIMIT:
-        raise _invalid("value", number, _VALUE_LENGTH_RULE)
-    return str(number)
-
-
-def _format_text(text: str) -> str:
-    if text.isascii() and text.isdigit() and len(text) <= VALUE_DIGITS_MAX and text[0] != "0":
-        return text
-    # Bounded before it is matched. No number that fits needs a hundred characters.
-    if len(text) > _NUMERIC_CHARACTERS_MAX or re.fullmatch(_NUMERIC, text) is None:
-        raise _invalid("value", text, _VALUE_RULE)
-    try:
-        return _format_decimal(_EXACT.create_decimal(text), text)
-    except (Inexact, InvalidOperation):
-        raise _invalid("value", text, _VALUE_LENGTH_RULE) from None
-
-
-def _format_decimal(number: Decimal, given: object) -> str:
-    # Unbound methods, because a subclass may have overridden them.
-    if not Decimal.is_finite(number):
-        raise _invalid("value", given, _VALUE_RULE)
-    if not Decimal.__bool__(number):
-        return "0"  # -0 and 0E+5 too
-    # The exponent first: writing out 1E+999999 would take a megabyte.
-    if not -VALUE_DECIMALS_MAX <= Decimal.adjusted(number) < VALUE_DIGITS_MAX:
-        raise _invalid("value", given, _VALUE_LENGTH_RULE)
-    try:
-        text = format(_EXACT.normalize(number), "f")
-    except Inexact:
-        raise _invalid("value", given, _VALUE_LENGTH_RULE) from None
-    if len(text.partition(".")[2]) > VALUE_DECIMALS_MAX:
-        raise _invalid("value", given, _VALUE_LENGTH_RULE)
-    return text
-
-
 def _unix_seconds(timestamp: object, recorded_at: float) -> float:
-    moment = _read_timestamp(timestamp)
+    moment = timestamp_seconds(timestamp)
     earliest = recorded_at - TIMESTAMP_PAST_SECONDS_MAX
     # Comparing is safe for huge ints, and false for NaN and infinities.
     if not earliest <= moment <= recorded_at + TIMESTAMP_FUTURE_SECONDS_MAX:
@@ -394,14 +325,20 @@ def _unix_seconds(timestamp: object, recorded_at: float) -> float:
     return float(moment)
 
 
-def _read_timestamp(timestamp: object) -> float:
+def timestamp_seconds(timestamp: object) -> float:
+    """Return the unix seconds of *timestamp*, whenever that is.
+
+    Raises:
+        InvalidEventError: It is no moment.
+    """
     if is_a(timestamp, float):
         return float.__float__(timestamp)
-    if is_a(timestamp, int) and type(timestamp) is not bool:
-        return int.__int__(timestamp)
     if is_a(timestamp, datetime):
         return _read_datetime(timestamp)
-    raise _invalid("timestamp", timestamp, _TIMESTAMP_TYPE_RULE)
+    whole = as_whole(timestamp)
+    if whole is None:
+        raise _invalid("timestamp", timestamp, _TIMESTAMP_TYPE_RULE)
+    return whole
 
 
 def _read_datetime(timestamp: datetime) -> float:
@@ -429,10 +366,13 @@ def _format_second(unix_seconds: int) -> str:
 def _format_payload(payload: object, keys: PayloadKeys) -> str:
     parts: list[str] = []
     for key, value in _payload_items(payload):
-        name = _as_str("payload key", key)
+        # No UUID here: as text it might be a key that is there already.
+        if not is_a(key, str):
+            raise _invalid("payload key", key, NAME_RULE)
+        name = str.__str__(key)
         if name in keys:
             raise _invalid("payload key", name, _RESERVED_KEY_RULE)
-        parts.append(f",{_quote_payload_key(name)}:{_quote_payload_value(value, name)}")
+        parts.append(f",{_quote_payload_key(name)}:{_quote(label_text(value, name))}")
     return "".join(parts)
 
 
@@ -446,13 +386,3 @@ def _payload_items(payload: object) -> Iterable[tuple[object, object]]:
     if len(pairs) > PAYLOAD_KEYS_MAX:
         raise _invalid("payload", payload, _PAYLOAD_SIZE_RULE)
     return pairs
-
-
-def _quote_payload_value(value: object, key: str) -> str:
-    if is_a(value, str):
-        text = str.__str__(value)
-        # Line ends and the like are allowed here: JSON carries them, and losing money over a
-        # label would be worse. Only what UTF-8 cannot carry is refused.
-        if len(text) <= PAYLOAD_VALUE_CHARACTERS_MAX and re.search(_SURROGATE, text) is None:
-            return _quote(text)
-    raise _invalid(f"payload[{safe_repr(key)}]", value, _PAYLOAD_VALUE_RULE)

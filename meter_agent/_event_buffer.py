@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from meter_agent._batch import Batch
-from meter_agent._event import MeterEvent
+from meter_agent._event import Label, MeterEvent, Name
 from meter_agent._health import Room
 from meter_agent._ledger import Counts, DropReason, Outcome, Tally
 from meter_agent._runtime import Doorbell, Runtime
@@ -37,13 +37,13 @@ class Record(Protocol):
 
     def __call__(
         self,
-        event_name: str,
-        customer_id: str,
+        event_name: Name,
+        customer_id: Name,
         value: Any = 1,
         *,
         timestamp: Any = None,
-        identifier: str | None = None,
-        payload: Mapping[str, str] | None = None,
+        identifier: Name | None = None,
+        payload: Mapping[str, Label] | None = None,
     ) -> bool:
         """Take one event; True when it is held."""
         ...

@@ -192,7 +192,8 @@ API_VERSION = Kind(
     f"must look like 2026-10-28.endive and be {_FIRST_V2_VERSION} or later", str, _is_version
 )
 PAYLOAD_KEY = Kind(
-    f"must be 1 to {NAME_CHARACTERS_MAX} characters without control characters",
+    f"must be 1 to {NAME_CHARACTERS_MAX} characters, without control or invisible characters and"
+    " without blanks around them",
     str,
     _is_payload_key,
 )

@@ -13,7 +13,14 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-from meter_agent._event import EventTuple, describe, format_value
+from meter_agent._event import (
+    EventTuple,
+    describe,
+    format_value,
+    label_text,
+    name_text,
+    timestamp_seconds,
+)
 from meter_agent.exceptions import InvalidEventError
 
 __all__ = [
@@ -78,23 +85,24 @@ def _encode(  # noqa: PLR0917 - the fields of an event, in their order
     identifier: Any,
     payload: Any,
 ) -> bytes:
-    # All of it was checked; what is left are subclasses and other spellings of the same.
+    # All of it was checked. What is written is what memory would send: the texts of numbers, labels
+    # and UUIDs do not change when they are read and formatted again.
     fields = [
         recorded_at_ns,
-        str.__str__(name),
-        str.__str__(customer),
+        name_text("event_name", name),
+        name_text("customer_id", customer),
         format_value(value),
-        None if timestamp is None else _seconds(timestamp),
-        None if identifier is None else str.__str__(identifier),
-        None if payload is None else {str.__str__(k): str.__str__(v) for k, v in payload.items()},
+        None if timestamp is None else float(timestamp_seconds(timestamp)),
+        None if identifier is None else name_text("identifier", identifier),
+        None if payload is None else _texts(payload),
     ]
     while fields[-1] is None:
         fields.pop()
     return _dump(fields)
 
 
-def _seconds(timestamp: Any) -> float:
-    return float(timestamp if isinstance(timestamp, int | float) else timestamp.timestamp())
+def _texts(payload: Any) -> dict[str, str]:
+    return {str.__str__(key): label_text(label, key) for key, label in payload.items()}
 
 
 def _dump(value: object) -> bytes:

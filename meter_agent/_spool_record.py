@@ -13,7 +13,7 @@ from typing import Any
 from zlib import crc32
 
 from meter_agent import _spool_format as form
-from meter_agent._event import EventTuple
+from meter_agent._event import EventTuple, Label, Name
 from meter_agent._event_buffer import Record, copied
 from meter_agent._runtime import Clock
 from meter_agent._spool_body import encode_anyhow
@@ -51,13 +51,13 @@ def recorder(
         return encode_anyhow(now, event, check)
 
     def record(
-        event_name: str,
-        customer_id: str,
+        event_name: Name,
+        customer_id: Name,
         value: Any = 1,
         *,
         timestamp: Any = None,
-        identifier: str | None = None,
-        payload: Mapping[str, str] | None = None,
+        identifier: Name | None = None,
+        payload: Mapping[str, Label] | None = None,
     ) -> bool:
         now = clock.time_ns()
         try:

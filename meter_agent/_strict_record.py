@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from meter_agent._event import EventEncoder
+from meter_agent._event import EventEncoder, Label, Name
 from meter_agent._event_buffer import Record
 from meter_agent._runtime import Runtime
 
@@ -15,13 +16,13 @@ def check_first(record: Record, encoder: EventEncoder, runtime: Runtime) -> Reco
     """Return a *record* that raises `InvalidEventError` before it takes a wrong event."""
 
     def record_strictly(
-        event_name: str,
-        customer_id: str,
+        event_name: Name,
+        customer_id: Name,
         value: Any = 1,
         *,
         timestamp: Any = None,
-        identifier: str | None = None,
-        payload: Any = None,
+        identifier: Name | None = None,
+        payload: Mapping[str, Label] | None = None,
     ) -> bool:
         encoder.check(
             (

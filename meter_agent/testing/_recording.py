@@ -6,7 +6,7 @@ import json
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -15,7 +15,7 @@ from typing import Any, cast
 from meter_agent._agent import MakePipeline, standing_on
 from meter_agent._config import Config
 from meter_agent._default import configure, set_aside
-from meter_agent._event import EventEncoder, MeterEvent, PayloadKeys
+from meter_agent._event import EventEncoder, Label, MeterEvent, Name, PayloadKeys
 from meter_agent._ledger import DropReason, Stats
 from meter_agent._runtime import Runtime
 from meter_agent.testing._events import Event, Events
@@ -137,13 +137,13 @@ class _MemoryPipeline:
         encode, time = self._encoder.encode, self._runtime.clock.time
 
         def record(
-            event_name: str,
-            customer_id: str,
+            event_name: Name,
+            customer_id: Name,
             value: Any = 1,
             *,
             timestamp: Any = None,
-            identifier: str | None = None,
-            payload: Any = None,
+            identifier: Name | None = None,
+            payload: Mapping[str, Label] | None = None,
         ) -> bool:
             given = time(), event_name, customer_id, value, timestamp, identifier, payload
             return self._keep(encode(given, str(uuid.uuid4())))

@@ -8,7 +8,9 @@ import pickle
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,8 +37,8 @@ class WideRepr:
 
 
 def test_a_refusal_says_what_happened_to_which_value_and_what_to_do() -> None:
-    assert str(refusal(value=0.1 + 0.2)) == (
-        "value=0.30000000000000004 is invalid: must be exact in 15 digits, at most 12 of them"
+    assert str(refusal(value="0.30000000000000004")) == (
+        "value='0.30000000000000004' is invalid: must be exact in 15 digits, at most 12 of them"
         " decimals. Round it before recording, for example with round(value, 6)"
     )
 
@@ -60,6 +62,26 @@ def test_a_description_shows_the_fields_as_they_were_given() -> None:
         "timestamp": "2024-06-01T00:00:00+00:00",
         "identifier": None,
         "payload": {"region": "eu", "5": repr(Exploding)},
+    }
+
+
+def test_a_description_shows_each_scalar_as_it_would_have_been_sent() -> None:
+    order = UUID("0188d4c3-1111-4222-8333-444455556666")
+    shown = describe(
+        recorded(
+            value=np.int64(5),
+            timestamp=np.float32(0.5),
+            identifier=order,
+            payload={"n": np.uint8(3), "stream": True, "tenant": order, "none": None, "x": []},
+        )
+    )
+    assert (shown["value"], shown["timestamp"], shown["identifier"]) == (5, 0.5, str(order))
+    assert shown["payload"] == {
+        "n": "3",
+        "stream": "true",
+        "tenant": str(order),
+        "none": "null",
+        "x": "[]",
     }
 
 

@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +55,8 @@ def test_the_default_timestamp_is_the_moment_of_recording() -> None:
     [
         int(NOW) - 90,
         NOW - 90.0,
+        np.int64(NOW - 90),
+        np.float64(NOW - 90),
         datetime(2024, 6, 1, 12, 13, 30, tzinfo=UTC),
         datetime(2024, 6, 1, 14, 13, 30, tzinfo=timezone(timedelta(hours=2))),
     ],

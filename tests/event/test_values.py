@@ -6,7 +6,10 @@ import enum
 import math
 import time
 from decimal import Decimal, localcontext
+from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +21,14 @@ from tests.event.events import HUGE_INT, HUGE_TEXT, Exploding, StrSubclass, made
 
 class Plan(enum.IntEnum):
     PRO = 3
+
+
+class Index:
+    def __init__(self, number: Any) -> None:
+        self.number = number
+
+    def __index__(self) -> Any:
+        return self.number
 
 
 def value_refusal(value: object) -> InvalidEventError:
@@ -42,6 +53,15 @@ def value_refusal(value: object) -> InvalidEventError:
         (1e14, "100000000000000"),
         (1e-12, "0.000000000001"),
         (1.5e3, "1500"),
+        (0.1 + 0.2, "0.3"),
+        (1.7000000000000002, "1.7"),
+        (0.0234375123456789, "0.023437512346"),
+        (1234.567890123456789, "1234.56789012346"),
+        (999.9999999999999, "1000"),
+        (1e-13, "0"),
+        (-1e-13, "0"),
+        (5e-324, "0"),
+        (999_999_999_999_999.4, "999999999999999"),
         (Decimal("1.50"), "1.5"),
         (Decimal("1E3"), "1000"),
         (Decimal("-0"), "0"),
@@ -64,6 +84,14 @@ def value_refusal(value: object) -> InvalidEventError:
         ("999999999999999", "999999999999999"),
         ("999999999999999.000", "999999999999999"),
         (StrSubclass("2.5"), "2.5"),
+        (np.int64(5), "5"),
+        (np.uint8(255), "255"),
+        (np.float64(0.1) * 3, "0.3"),
+        (np.float32(0.5), "0.5"),
+        (np.float32(0.1), "0.1"),
+        (np.float16(0.1), "0.1"),
+        (np.longdouble("0.1") * 3, "0.3"),
+        (Index(7), "7"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -83,6 +111,14 @@ def test_a_value_is_sent_as_the_shortest_fixed_point_string(value: object, text:
             [1],
             Exploding,
             object(),
+            np.bool_(True),
+            np.float32("nan"),
+            np.float32("inf"),
+            np.complex64(1),
+            np.timedelta64(5, "s"),
+            np.array(5),
+            Fraction(1, 2),
+            Index("x"),
             "",
             " 1",
             "1 ",
@@ -102,7 +138,7 @@ def test_what_is_not_a_number_is_refused(value: object) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        *(10**15, -(10**15), HUGE_INT, -HUGE_INT, 1e15, 1e300, 0.1 + 0.2, 1e-13, 5e-324),
+        *(10**15, -(10**15), HUGE_INT, -HUGE_INT),
         *(Decimal("1E+15"), Decimal("1E-13"), Decimal("1E+999999999"), Decimal("1E-999999999")),
         *(Decimal("1234567890123.456"), Decimal("0." + "1" * 13), Decimal("1." + "0" * 99 + "1")),
         *("1000000000000000", "0.1234567890123", "1e999999999", "1e-999999999", "1e15"),
@@ -116,6 +152,14 @@ def test_what_would_have_to_be_rounded_is_refused_with_the_advice_to_round_it(
     rule = value_refusal(value).rule
     assert rule.startswith("must be exact in 15 digits, at most 12 of them decimals")
     assert "Round it before recording" in rule
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1e15, -1e15, 999_999_999_999_999.9, 1e300, np.float32(1e30)],
+)
+def test_a_float_of_more_than_fifteen_digits_is_refused(value: object) -> None:
+    assert value_refusal(value).rule.startswith("must be less than 1e15")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +195,7 @@ NUMBERS = (
 
 
 @given(NUMBERS)
-def test_a_sent_value_is_exact_and_within_stripes_limits(
+def test_a_sent_value_is_exact_or_a_rounded_float_and_within_stripes_limits(
     value: float | Decimal | str,
 ) -> None:
     try:
@@ -165,8 +209,13 @@ def test_a_sent_value_is_exact_and_within_stripes_limits(
     assert not decimals.endswith("0")
     assert whole == "0" or not whole.startswith("0")
     assert text not in {"-0", ""}
-    exact = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
-    assert Decimal(text) == exact
+    if isinstance(value, float):
+        exact = Decimal(value)
+        last_digit = max(-VALUE_DECIMALS_MAX, exact.adjusted() - VALUE_DIGITS_MAX + 1)
+        assert abs(Decimal(text) - exact) <= Decimal((0, (5,), last_digit - 1))
+    else:
+        assert Decimal(text) == Decimal(value)
+    assert format_value(text) == text
 
 
 @given(st.decimals("-99999999", "99999999", places=6))

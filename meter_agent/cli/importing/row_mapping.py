@@ -22,6 +22,7 @@ from meter_agent._event import (
     PayloadKeys,
     RecordedEvent,
     format_value,
+    label_text,
 )
 from meter_agent.cli.importing.row_source import Row
 from meter_agent.cli.moments import MomentError, parse_moment
@@ -261,12 +262,12 @@ class RowMapper:
                 if column.startswith(_PREFIXES) and key and key not in keys:
                     found = _clean(cell)
                     if found is not None:
-                        payload[key] = _text(column, found)
+                        payload[key] = _label(column, found)
         for key, column in self._mapping.payload_columns.items():
             found = _clean(row.cells.get(column))
             if found is None:
                 raise RowError(f"its {column!r} is empty, which is payload {key!r}")
-            payload[key] = _text(column, found)
+            payload[key] = _label(column, found)
         return payload or None
 
     def _own_identifier(self, row: Row, name: Any) -> str | None:
@@ -300,6 +301,13 @@ def _text(column: str, cell: Any) -> str:
     if isinstance(cell, int | Decimal):
         return str(cell)
     raise RowError(f"its {column!r} is no text")
+
+
+def _label(column: str, cell: Any) -> str:
+    try:
+        return label_text(cell, column)
+    except InvalidEventError as error:
+        raise RowError(str(error)) from None
 
 
 def _digest(parts: list[Any]) -> bytes:
