@@ -8,6 +8,7 @@ connection under the scope's extension `meter_agent.connection`. Elsewhere such 
 
 import asyncio
 import contextlib
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from starlette.applications import Starlette
@@ -15,6 +16,8 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
+from meter_agent.sandbox._errors import StripeError
+from meter_agent.sandbox._foreign import OwnNames, refuse_foreign
 from meter_agent.sandbox._reply import Reply
 from meter_agent.sandbox._sandbox import Sandbox
 
@@ -33,27 +36,40 @@ class Connection(Protocol):
         """Send what was written, then close."""
 
 
-def create_app(sandbox: Sandbox | None = None) -> Starlette:
+def create_app(sandbox: Sandbox | None = None, *, hosts: Iterable[str] = ()) -> Starlette:
     """An ASGI application in front of *sandbox*, or of a new one.
 
-    The sandbox is at `app.state.sandbox`.
+    The sandbox is at `app.state.sandbox`. Requests of web pages, and those with a `Host` that is
+    not its own, are refused with 403.
+
+    Args:
+        sandbox: Who answers; None: a new one.
+        hosts: Names of this host, besides those of loopback and the address it listens on.
     """
     sandbox = sandbox or Sandbox()
-    app = Starlette(routes=[Mount("/", app=_Door(sandbox))])
+    names = frozenset(host.lower().removesuffix(".") for host in hosts)
+    app = Starlette(routes=[Mount("/", app=_Door(sandbox, names))])
     app.state.sandbox = sandbox
     return app
 
 
 class _Door:
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, names: Collection[str]) -> None:
         self._sandbox = sandbox
+        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read_body(receive, self._sandbox.max_body_bytes)
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
-        reply = self._sandbox.handle(scope["method"], _path(scope), headers, body)
+        headers = [
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+        ]
+        try:
+            refuse_foreign(headers, OwnNames(self._names, (scope.get("server") or (None,))[0]))
+        except StripeError as error:
+            # Before the sandbox: such a request uses up no fault and is not among its requests.
+            reply = error.reply()
+        else:
+            reply = self._sandbox.handle(scope["method"], _path(scope), dict(headers), body)
         if reply.delay_seconds and await _gone(receive, reply.delay_seconds):
             return
         if reply.cut == "hang":

@@ -53,7 +53,7 @@ def serve(
     with _listen(host, port, allow_remote) as listener, contextlib.suppress(KeyboardInterrupt):
         if ready is not None:
             ready(_url(listener))
-        _Server(sandbox or Sandbox()).run([listener])
+        _Server(sandbox or Sandbox(), host).run([listener])
 
 
 class SandboxServer:
@@ -90,7 +90,7 @@ class SandboxServer:
         self._listener = _listen(host, port, allow_remote)
         self.url = _url(self._listener)
         """Where it listens, without a slash at the end."""
-        self._server = _Server(self.sandbox)
+        self._server = _Server(self.sandbox, host)
         self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
@@ -127,9 +127,9 @@ class SandboxServer:
 class _Server(uvicorn.Server):
     """A uvicorn that shuts down at once."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, host: str) -> None:
         config = uvicorn.Config(
-            create_app(sandbox),
+            create_app(sandbox, hosts=[host]),
             http=_Protocol,
             loop="asyncio",
             ws="none",

@@ -52,7 +52,7 @@ def test_kill_9_of_its_owner_ends_the_sandbox() -> None:
         address = urlsplit(first_line(owner, owner.stdout))
         owner_address = (address.hostname, address.port)
         with socket.create_connection(owner_address, timeout=PATIENCE_SECONDS) as connection:
-            connection.sendall(b"GET /_sandbox/totals HTTP/1.1\r\nHost: sandbox\r\n\r\n")
+            connection.sendall(b"GET /_sandbox/totals HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
             owner.send_signal(signal.SIGKILL)
             # The connection is kept alive for as long as the server lives.

@@ -36,7 +36,7 @@ class Wire:
     def send(self, *events: dict[str, Any]) -> None:
         """Write a stream request."""
         body = stream_body(*events)
-        lines = [f"POST {STREAM} HTTP/1.1", "Host: sandbox", f"Content-Length: {len(body)}"]
+        lines = [f"POST {STREAM} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers(self._token).items()]
         self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + body)
 
@@ -44,7 +44,9 @@ class Wire:
         """Everything until *ending*."""
         answer = b""
         while not answer.endswith(ending):
-            answer += self._socket.recv(65_536)
+            data = self._socket.recv(65_536)
+            assert data, f"the connection ended behind {answer!r}"
+            answer += data
         return answer
 
     def read_to_end(self) -> bytes:
