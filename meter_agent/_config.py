@@ -231,8 +231,9 @@ class Config:
     handle_sigterm: bool = _setting(
         False,
         kinds.BOOL,
-        "Deliver what is buffered on SIGTERM, within `shutdown_timeout_seconds`, then call the"
-        " handler that was there before.",
+        "Deliver on SIGTERM what is recorded until then and meanwhile, within"
+        " `shutdown_timeout_seconds`, then end the process; or call the handler that was there"
+        " before. Takes effect where the agent is built in the main thread.",
     )
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meter_agent._batch import Batch
 from meter_agent._deaths import REST_SECONDS, Deaths
@@ -105,6 +105,8 @@ class Flusher:
         self._working_here: int | None = None
         self._closing = False
         self._gave_up = False
+        self._deaths_before_drain = 0
+        self._drain_line: Any = None
         self._retiring = False
         self._stopped = False
         self._progress = Progress(runtime)
@@ -116,7 +118,7 @@ class Flusher:
         self._doorbell.ring()
         if self._unwatched_since:
             self._find_a_watcher()
-        if not self._nobody_sends or self._stopped:
+        if not self._nobody_sends or self._stopped or self._gave_up:
             return
         me = self._runtime.thread_id()
         self._starting_in[me] = None
@@ -242,7 +244,7 @@ class Flusher:
             if batch.size:
                 # No chance before the deadline of `close()`. Another sender would pull the same
                 # batch and call for the next one, over and over.
-                self._gave_up = True
+                self._gave_up = self._closing
                 return
             eager = True
 
@@ -402,13 +404,32 @@ class Flusher:
 
         Returns early when everything is settled, or when no sender sees a chance before then.
         """
+        self.begin_drain(deadline)
+        self.wait_until_drained(deadline, later_ones_too=True)
+
+    def begin_drain(self, deadline: float) -> None:
+        """Begin what `drain()` does; events may still be recorded."""
         with self._changed:
+            self._drain_line = self._buffer.line()
             self._closing = True
+            self._gave_up = False
             self._changed.notify()
         self._pace.close(deadline)
-        deaths = self._deaths.total
+        self._deaths_before_drain = self._deaths.total
         self._set_to_work()
-        self._wait_until(self._has_nothing_left, deadline, deaths)
+
+    def wait_until_drained(self, deadline: float, *, later_ones_too: bool) -> None:
+        """Wait, until *deadline* at most, for what was recorded before `begin_drain()`.
+
+        Or for a moment at which nothing is left, where *later_ones_too* are to be sent.
+        """
+
+        def settled() -> bool:
+            return self._has_nothing_left() or (
+                not later_ones_too and self._buffer.is_settled(self._drain_line)
+            )
+
+        self._wait_until(settled, deadline, self._deaths_before_drain)
 
     def disown(self) -> None:
         """In a child of `fork`: a thread that goes on in here belongs to the parent's work."""

@@ -7,6 +7,8 @@ that was closed, or collected with nothing left to send, is in it no more.
 Who runs what: `atexit` runs at the end of the main module, after `sys.exit` and in gunicorn's
 workers. It does not run on SIGTERM without a handler, after `os._exit`, and in children of
 `multiprocessing` before Python 3.13; those run `multiprocessing.util.Finalize` instead.
+
+While the agents drain, recording goes on: request threads may still be answering. See `close_all`.
 """
 
 from __future__ import annotations
@@ -35,12 +37,34 @@ __all__ = [
 ]
 
 _CHILD_EXIT_PRIORITY = 10
+_LAST_REQUESTS_SECONDS_MAX = 1.0
+"""Events in memory are refused this long before the deadline, or for the last quarter of the time.
+
+A request that is cut off by the deadline leaves its events uncertain; so the last ones begin early
+enough to be answered. What a spool keeps is recorded until the deadline.
+"""
 
 
 class Closable(Protocol):
     """What the hooks need of an agent's pipeline."""
 
     shutdown_timeout_seconds: float
+
+    @property
+    def keeps_the_rest(self) -> bool:
+        """Whether what cannot be sent outlives the process."""
+        ...
+
+    def begin_drain(self, deadline: float) -> None:
+        """Send everything that is recorded at once, until *deadline*; recording goes on."""
+        ...
+
+    def wait_until_drained(self, deadline: float, *, later_ones_too: bool) -> None:
+        """Wait until all is sent, nothing more can be sent in time, or *deadline*.
+
+        All is what was recorded before `begin_drain`, or *later_ones_too*.
+        """
+        ...
 
     def begin_close(self, deadline: float) -> None:
         """Let nothing more in and start to drain."""
@@ -74,6 +98,8 @@ class _State:
         self.exiting = type(main).__name__ == "_MainThread" and not main.is_alive()
         self.closing = False
         self.kill_with: int | None = None
+        # Set by SIGTERM, monotonic: whatever else ends the process gets no longer than that.
+        self.ends_at = float("inf")
         self.sigterm_installed = False
         self.previous_sigterm: Any = None
         self.child_process_id: int | None = None
@@ -149,7 +175,7 @@ def _at_exit() -> None:
     close_all()
     _state.exiting = True
     if _state.kill_with is not None:
-        os.kill(os.getpid(), _state.kill_with)
+        _end_process(_state.kill_with)
 
 
 # With the import and not with the first agent: that one may be built by an exit handler, and Python
@@ -157,27 +183,55 @@ def _at_exit() -> None:
 atexit.register(_at_exit)
 
 
-def close_all() -> None:
+def close_all(*, until_nothing_waits: bool = False) -> None:
     """Close every agent of the process: it is about to end.
 
     For hosts that leave by `os._exit` but say so first.
+
+    Args:
+        until_nothing_waits: Keep recording until a moment at which everything is sent, or until the
+            time is nearly over: request threads go on as if nothing had happened. Otherwise what is
+            recorded before this call is sent, and what is recorded meanwhile.
     """
     # One budget for the whole process. All agents drain at the same time; the deadline of each is
     # its own, so the whole takes no longer than the longest of them.
     now = SystemRuntime.monotonic()
-    ends = [
-        (pipeline, now + pipeline.shutdown_timeout_seconds) for pipeline in list(_state.pipelines)
-    ]
+    pipelines = list(_state.pipelines)
+    ends = {p: min(now + p.shutdown_timeout_seconds, _state.ends_at) for p in pipelines}
+    reserved = not all(pipeline.keeps_the_rest for pipeline in pipelines)
+    try:
+        for pipeline, deadline in ends.items():
+            pipeline.begin_drain(deadline)
+        for pipeline, deadline in ends.items():
+            last_requests = min(_LAST_REQUESTS_SECONDS_MAX, (deadline - now) / 4) * reserved
+            pipeline.wait_until_drained(
+                deadline - last_requests, later_ones_too=until_nothing_waits
+            )
+    except BaseException:  # Ctrl-C ends the wait, not the accounting
+        ends = dict.fromkeys(ends, now)
+        raise
+    finally:
+        _close_each(ends)
+
+
+def _close_each(ends: dict[Closable, float]) -> None:
     with contextlib.ExitStack() as all_of_them:
-        for pipeline, deadline in ends:
-            # On the stack, because Ctrl-C in one must not keep the others from being accounted for.
-            all_of_them.callback(pipeline.finish_close, deadline)
-            pipeline.begin_close(deadline)
+        # Those that keep the rest come last, and go on recording until then: the stack is unwound
+        # from its end. On the stack, because Ctrl-C in one must not keep the others from it.
+        for pipeline in sorted(ends, key=lambda pipeline: not pipeline.keeps_the_rest):
+            all_of_them.callback(_close, pipeline, ends[pipeline])
+            if not pipeline.keeps_the_rest:
+                pipeline.begin_close(ends[pipeline])
+
+
+def _close(pipeline: Closable, deadline: float) -> None:
+    pipeline.begin_close(deadline)
+    pipeline.finish_close(deadline)
 
 
 def _after_fork_in_child() -> None:
     # The end that its parent is coming to is not the child's.
-    _state.closing, _state.kill_with = False, None
+    _state.closing, _state.kill_with, _state.ends_at = False, None, float("inf")
     for renew in _state.after_fork:
         renew()
     # `list` first: nothing else runs in a child, but a pipeline may leave the registry meanwhile.
@@ -186,18 +240,52 @@ def _after_fork_in_child() -> None:
 
 
 def _install_sigterm() -> None:
-    if threading.current_thread() is not threading.main_thread():
-        write(
-            "meter_agent.sigterm_not_handled",
-            ERROR,
-            advice="construct the agent in the main thread",
-        )
-        return
     import signal  # noqa: PLC0415 - few agents handle it, and it costs 0.5 ms
 
-    _state.previous_sigterm = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    previous = signal.getsignal(signal.SIGTERM)
+    if previous is None or (not callable(previous) and _kernel_calls_handler(signal.SIGTERM)):
+        # Set from C, which Python can neither call nor put back.
+        _tell_sigterm_not_handled(
+            "a handler that is not written in Python is installed (uWSGI, faulthandler, gevent, an"
+            " embedding application)",
+            "leave SIGTERM to whatever installed it, and let that run Python's exit handlers or"
+            " call meter_agent.close()",
+        )
+        return
+    try:
+        signal.signal(signal.SIGTERM, _on_sigterm)
+    except ValueError as error:
+        # Python installs handlers in the main thread of the main interpreter only.
+        _tell_sigterm_not_handled(
+            str(error),
+            "call meter_agent.configure(handle_sigterm=True) in the main thread, where the"
+            " application's module is imported: record() in a request thread comes too late",
+        )
+        return
+    if signal.getsignal(signal.SIGTERM) is not _on_sigterm:
+        # mod_wsgi puts a function that does nothing in the place of `signal.signal`.
+        _tell_sigterm_not_handled(
+            "the host lets no application install a signal handler",
+            "leave SIGTERM to the host, which runs Python's exit handlers",
+        )
+        return
+    _state.previous_sigterm = previous
     _state.sigterm_installed = True
+
+
+def _kernel_calls_handler(signal_number: int) -> bool:
+    # Python reads the handlers once, when it starts, and takes one that C code has set since for
+    # the default action. Linux says which signals are caught: proc_pid_status(5).
+    try:
+        with open("/proc/self/status", "rb") as status:
+            (caught,) = (line for line in status if line.startswith(b"SigCgt:"))
+    except (OSError, ValueError):
+        return False  # another system, or no /proc: Python's word has to do
+    return bool(int(caught.split()[1], 16) & 1 << (signal_number - 1))
+
+
+def _tell_sigterm_not_handled(reason: str, advice: str) -> None:
+    write("meter_agent.sigterm_not_handled", ERROR, reason=reason, advice=advice)
 
 
 def _on_sigterm(signal_number: int, frame: FrameType | None) -> None:
@@ -211,11 +299,14 @@ def _on_sigterm(signal_number: int, frame: FrameType | None) -> None:
         previous(signal_number, frame)
     elif previous == signal.SIG_DFL:
         # A second SIGTERM kills at once, and so does ours after the drain: the exit status stays.
-        signal.signal(signal_number, signal.SIG_DFL)
+        signal.signal(signal_number, _end_process if _is_init() else signal.SIG_DFL)
+        _state.ends_at = SystemRuntime.monotonic() + max(
+            (pipeline.shutdown_timeout_seconds for pipeline in list(_state.pipelines)), default=0.0
+        )
         # Also where the process comes to its end by itself meanwhile, or is just there.
         _state.kill_with = signal_number
-        if not _state.closing and not _in_thread(lambda: _close_and_kill(signal_number)):
-            _close_and_kill(signal_number)
+        if not _state.closing and not _in_thread(lambda: _close_and_end(signal_number)):
+            _close_and_end(signal_number)
     else:
         _in_thread(_flush_all)
 
@@ -223,7 +314,7 @@ def _on_sigterm(signal_number: int, frame: FrameType | None) -> None:
 def _in_thread(target: Callable[[], None]) -> bool:
     try:
         SystemRuntime().start_thread(target, "meter-agent-sigterm")
-    except RuntimeError:
+    except (RuntimeError, MemoryError):
         # Out of threads, or Python 3.12 in the exit hooks of somebody else.
         return False
     return True
@@ -234,8 +325,21 @@ def _flush_all() -> None:
         pipeline.flush(pipeline.shutdown_timeout_seconds)
 
 
-def _close_and_kill(signal_number: int) -> None:
+def _close_and_end(signal_number: int) -> None:
     try:
-        close_all()
+        close_all(until_nothing_waits=True)
     finally:
-        os.kill(os.getpid(), signal_number)
+        _end_process(signal_number)
+
+
+def _is_init() -> bool:
+    return os.getpid() == 1
+
+
+def _end_process(signal_number: int, _frame: FrameType | None = None) -> None:
+    """End as the default action of the signal does: no exit handler runs, nothing is flushed."""
+    if _is_init():
+        # The first process of a container. The kernel ignores signals whose action is the default
+        # there, also those that the process sends to itself: pid_namespaces(7).
+        os._exit(128 + signal_number)  # the status that a shell gives a process killed by it
+    os.kill(os.getpid(), signal_number)

@@ -47,7 +47,7 @@ LOG_EVENTS = {
     "meter_agent.callback_failed": "A callback of the application raised.",
     "meter_agent.metrics_unwritable": "The metrics of this process cannot be written.",
     "meter_agent.sender_died": "A sender thread ended with an error; another takes over.",
-    "meter_agent.sigterm_not_handled": "SIGTERM can only be handled from the main thread.",
+    "meter_agent.sigterm_not_handled": "SIGTERM is left as it is; *reason* and *advice* say more.",
     "meter_agent.closed": "The agent closed; the line holds the final ledger.",
 }
 """Every log event and what it means; the reference page is generated from this."""

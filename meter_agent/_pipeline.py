@@ -283,6 +283,25 @@ class Pipeline:
         """Return how much of what waiting events may take up is taken."""
         return self._buffer.room()
 
+    @property
+    def keeps_the_rest(self) -> bool:
+        """Whether what is unsent at the end is kept for another process."""
+        return self._config.spool_dir is not None
+
+    def begin_drain(self, deadline: float) -> None:
+        """Send everything at once, until *deadline* at the latest; recording goes on."""
+        self._notice_fork()
+        if not (self._flusher.called_within_itself or self._flusher.called_from_sender):
+            self._flusher.begin_drain(deadline)
+
+    def wait_until_drained(self, deadline: float, *, later_ones_too: bool) -> None:
+        """Wait until all is sent, nothing more can be sent in time, or *deadline*.
+
+        All is what was recorded before `begin_drain()`, or *later_ones_too*.
+        """
+        if not (self._flusher.called_within_itself or self._flusher.called_from_sender):
+            self._flusher.wait_until_drained(deadline, later_ones_too=later_ones_too)
+
     def begin_close(self, deadline: float) -> None:
         """Let nothing more in and send what waits; `finish_close` waits for it."""
         self._notice_fork()
@@ -394,7 +413,9 @@ class Pipeline:
             self._flusher.drain(deadline)
             return True
         # The last line included: who waits here may be about to kill the process.
-        self._end.wait_until(lambda: self._told or bool(self._to_be_ended), deadline)
+        self._end.wait_until(
+            lambda: self._told or bool(self._to_be_ended), deadline + _LAST_LINE_SECONDS
+        )
         return self._told or not self._to_be_ended
 
     def _on_retired(self) -> None:
