@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from meter_agent._imports import forget
 from meter_agent._reply import BODY_BYTES_MAX, Reply, TransportError, Trouble, too_long
+from meter_agent._setting_kinds import is_loopback
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response
@@ -241,6 +242,10 @@ class Transport:
                 requests.Session().merge_environment_settings(url, {}, False, True, None)
             )
             settings = {name: merged.get(name) for name in ("verify", "cert", "proxies")}
+            if is_loopback(url):
+                # A proxy would look for it on its own host: what is on this one is asked directly,
+                # whatever the environment says.
+                settings["proxies"] = {}
             is_tls = url.startswith("https:")
             self._routes[url] = _Route(
                 host=urlsplit(url).netloc,

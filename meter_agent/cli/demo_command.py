@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -51,8 +50,6 @@ def demo(
         rows = shipped_trace() if trace is None else read_trace(trace)
     except TraceError as error:
         raise click.UsageError(str(error)) from None
-    # The sandbox is on loopback, where a proxy named by the environment would not find it.
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     try:
         with watch() as viewer:
             report = play(rows, seed=seed, seconds=seconds, viewer=viewer)

@@ -16,6 +16,7 @@ from meter_agent._agent import MakePipeline, standing_on
 from meter_agent._config import Config
 from meter_agent._default import configure, set_aside
 from meter_agent._event import EventEncoder, Label, MeterEvent, Name, PayloadKeys
+from meter_agent._health import Health, Room, diagnose
 from meter_agent._ledger import DropReason, Stats
 from meter_agent._runtime import Runtime
 from meter_agent.testing._events import Event, Events
@@ -125,6 +126,8 @@ class _MemoryPipeline:
     ) -> None:
         self._events = events
         self._runtime = runtime
+        self._capacity = config.buffer_events
+        self.shutdown_timeout_seconds = config.shutdown_timeout_seconds
         self._default_keys, self._keys_by_event = config.encoder_keys
         self._encoder = EventEncoder(self._default_keys, self._keys_by_event)
         self.callbacks = on_dead_letter, on_error
@@ -134,7 +137,8 @@ class _MemoryPipeline:
         self._lock = threading.RLock()
 
     def recorder(self, *, strict: bool) -> Any:  # noqa: ARG002 - always
-        encode, time = self._encoder.encode, self._runtime.clock.time
+        # The clock, and not its function: `freeze_time` may replace that after this was made.
+        encode, clock = self._encoder.encode, self._runtime.clock
 
         def record(
             event_name: Name,
@@ -145,7 +149,7 @@ class _MemoryPipeline:
             identifier: Name | None = None,
             payload: Mapping[str, Label] | None = None,
         ) -> bool:
-            given = time(), event_name, customer_id, value, timestamp, identifier, payload
+            given = clock.time(), event_name, customer_id, value, timestamp, identifier, payload
             return self._keep(encode(given, str(uuid.uuid4())))
 
         return record
@@ -185,6 +189,23 @@ class _MemoryPipeline:
                 delivered=self._recorded - sum(dropped.values()),
                 dropped=dropped,
             )
+
+    def health(self) -> Health:
+        return diagnose(
+            self.stats(),
+            self.room(),
+            refusal=self._refusal,
+            nobody_sends=False,
+            key_refused=False,
+            requests_fail=False,
+            spool_fails=False,
+        )
+
+    def room(self) -> Room:
+        return Room(0, self._capacity)
+
+    def adopt(self) -> bool:
+        return True
 
     def flush(self, _timeout: float | None) -> bool:
         return True

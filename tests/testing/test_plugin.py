@@ -109,6 +109,37 @@ def test_it(meter_sandbox, number):
     run(pytester, code).assert_outcomes(passed=3)
 
 
+def test_a_decorated_test_freezes_the_clock_of_its_events(pytester: pytest.Pytester) -> None:
+    code = """
+from freezegun import freeze_time
+@freeze_time("2026-11-25")
+def test_it(meter_events):
+    meter_agent.record("tokens", "cus_1")
+    meter_agent.record("tokens", "cus_1", timestamp=__import__("time").time() - 60)
+    assert [str(event.timestamp) for event in meter_events.all] == [
+        "2026-11-25 00:00:00+00:00", "2026-11-24 23:59:00+00:00",
+    ]
+"""
+    run(pytester, code).assert_outcomes(passed=1)
+
+
+def test_a_proxy_of_the_environment_does_not_come_between_a_test_and_its_sandbox(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.lower(), "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    code = """
+def test_it(meter_sandbox):
+    meter_agent.record("tokens", "cus_1", 5)
+    assert meter_agent.flush(20)
+    assert meter_sandbox.total("tokens") == 5
+"""
+    run(pytester, code).assert_outcomes(passed=1)
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [

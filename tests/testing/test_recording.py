@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from freezegun import freeze_time
+from prometheus_client import CollectorRegistry
 
 import meter_agent
-from meter_agent import ConfigError, InvalidEventError, MeterAgent, Stats
+from meter_agent import ConfigError, Health, InvalidEventError, MeterAgent, Stats
+from meter_agent._agent import adopt, room
+from meter_agent.integrations import prometheus
 from meter_agent.testing import RefusedError, recording
 from tests.conftest import sender_threads
 
@@ -100,6 +105,44 @@ def test_the_default_agent_of_before_is_back_and_untouched_afterwards(fails: boo
     assert not before.closed
     assert not meter_agent.record("tokens", "cus_1")
     assert before.stats().dropped == {"disabled": 1}
+
+
+def test_every_method_of_an_agent_answers() -> None:
+    with recording():
+        agent = meter_agent.get_agent()
+        agent.record("tokens", "cus_1", 5)
+        assert agent.health() == meter_agent.health() == Health()
+        assert repr(agent) == "<MeterAgent recorded=1 delivered=1 buffered=0 in_flight=0>"
+        assert room(agent).used == 0
+        assert adopt(agent)
+        for name, method in inspect.getmembers(agent, callable):
+            if not name.startswith("_") and name != "record":
+                result = method()
+                if inspect.iscoroutine(result):
+                    asyncio.run(result)
+        assert list(agent.health().problems) == ["closed"]
+
+
+def test_metrics_of_an_agent_are_there() -> None:
+    registry = CollectorRegistry()
+    with recording():
+        meter_agent.record("tokens", "cus_1", 5)
+        prometheus.register(registry=registry)
+        assert registry.get_sample_value("meter_agent_events_recorded_total") == 1
+        assert registry.get_sample_value("meter_agent_events_delivered_total") == 1
+
+
+def test_an_event_has_the_time_of_a_frozen_clock_and_is_judged_by_it() -> None:
+    with recording() as events, freeze_time("2024-02-25T12:00:00Z"):
+        now = datetime.now(UTC)
+        meter_agent.record("tokens", "cus_1")
+        meter_agent.record("tokens", "cus_1", timestamp=now - timedelta(days=35))
+        with pytest.raises(InvalidEventError, match="timestamp"):
+            meter_agent.record("tokens", "cus_1", timestamp=now + timedelta(seconds=301))
+    assert [event.timestamp.isoformat() for event in events.all] == [
+        "2024-02-25T12:00:00+00:00",
+        "2024-01-21T12:00:00+00:00",
+    ]
 
 
 def test_without_a_default_agent_before_there_is_none_afterwards() -> None:

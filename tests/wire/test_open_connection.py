@@ -350,10 +350,10 @@ def test_a_tunnel_through_a_proxy_is_used_again(
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
         for _ in range(4):
-            assert post(transport, "https://127.0.0.1:9/v2/x").status == 200
+            assert post(transport, "https://stripe.test:9/v2/x").status == 200
             assert is_open(transport)
         assert len(tunnels) == 1
-        assert tunnels[0].startswith(b"CONNECT 127.0.0.1:9 HTTP/1.")
+        assert tunnels[0].startswith(b"CONNECT stripe.test:9 HTTP/1.")
         assert {request.split(b"\r\n")[0] for request in proxy.requests} == {b"POST /v2/x HTTP/1.1"}
 
 

@@ -98,11 +98,23 @@ def test_the_environment_can_name_a_proxy(
         assert proxy.requests[0].startswith(b"POST http://stripe.invalid/v2/x HTTP/1.1")
 
 
-def test_no_proxy_is_honoured(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_this_host_is_never_asked_through_a_proxy(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     with listening(lambda connection, _: answer(connection)) as server:
-        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        assert post(transport, server.url).status == 200
+        assert post(transport, server.url.replace("127.0.0.1", host)).status == 200
+
+
+def test_no_proxy_is_honoured(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "stripe.test")
+    assert transport.way("http://stripe.test/v2/x").proxy is None
+    assert transport.way("http://other.test/v2/x").proxy == "http://127.0.0.1:1"
 
 
 def test_the_environment_can_name_a_ca_bundle(

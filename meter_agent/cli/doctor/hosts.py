@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from meter_agent import Config
 from meter_agent._event import TIMESTAMP_FUTURE_SECONDS_MAX
 from meter_agent._reply import TransportError, Trouble
+from meter_agent._setting_kinds import is_loopback
 from meter_agent._transport import Transport, Way
 from meter_agent.cli.doctor.finding import Finding, failed, not_checked, ok, warning
 from meter_agent.cli.exit_codes import ExitCode
@@ -25,7 +26,6 @@ _SECONDS = 10.0
 """For one answer. Whoever calls a doctor waits for it."""
 
 _SKEW_SECONDS_MAX = 5.0
-_LOOPBACK = ("127.", "localhost", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,6 @@ class Hosts:
     def check_ways(self) -> Iterator[Finding]:
         """Yield which proxy and which certificates are used."""
         ways = {url: self._transport.way(url) for url in self.urls().values()}
-        for url, way in ways.items():
-            if way.proxy is not None and _netloc(url).startswith(_LOOPBACK):
-                yield failed(
-                    "proxy",
-                    f"{_netloc(url)} is on this host, and asked through {_proxy_told(url, way)}",
-                    _without_proxy([url]),
-                    ExitCode.USAGE,
-                )
-                return
         told = sorted({_proxy_told(url, way) for url, way in ways.items()})
         yield ok("proxy", ", ".join(told))
         if any(url.startswith("https:") for url in ways):
@@ -142,7 +133,7 @@ class Hosts:
     def _advice(self, trouble: Trouble, url: str) -> str:
         sandbox_url = self._config.sandbox_url
         if trouble == "tls":
-            if sandbox_url is not None and _netloc(url).startswith(_LOOPBACK):
+            if sandbox_url is not None and is_loopback(url):
                 plain = sandbox_url.replace("https:", "http:", 1)
                 return f"a sandbox speaks no TLS: `export METER_AGENT_SANDBOX_URL={plain}`"
             return (
