@@ -60,10 +60,26 @@ def stored_form(name: str, value: Any) -> Any:
     if name == "api_key" and isinstance(value, str):
         return Secret(value)
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        value = os.fspath(value)
+    if name.endswith(("_dir", "_file")) and isinstance(value, str):
+        return _absolute(value)
     if name == "payload_keys" and isinstance(value, Mapping):
         return FrozenDict(
             (key, FrozenDict(keys) if isinstance(keys, Mapping) else keys)
             for key, keys in value.items()
         )
     return value
+
+
+def _absolute(path: str) -> str:
+    # Once, where the settings are made: the application may change its working directory later.
+    # What cannot be made absolute is left for its check.
+    if not path or "\0" in path:
+        return path
+    path = os.path.expanduser(path)
+    try:
+        absolute = path if path[0] == "~" else os.path.join(os.getcwd(), path)
+    except OSError:  # the working directory has been removed
+        return path
+    # "link/.." is the directory above the target of the link; `normpath` makes it that of the link.
+    return absolute if ".." in absolute.split(os.sep) else os.path.normpath(absolute)

@@ -6,6 +6,7 @@ accepted by the same rule.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -145,7 +146,8 @@ def _is_url(value: object) -> bool:
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, str) and value != "" and "\0" not in value
+    # Absolute since it was stored, where that was possible.
+    return isinstance(value, str) and os.path.isabs(value) and "\0" not in value
 
 
 def _is_version(value: object) -> bool:
@@ -187,7 +189,12 @@ ADDRESS = Kind(
     str,
     _is_url,
 )
-FILE = Kind("must be a path (str or PathLike of str)", str, _is_path)
+FILE = Kind(
+    "must be a path (str or PathLike of str), absolute, or relative to a working directory that"
+    " exists; ~ and ~user at its beginning only of users that exist",
+    str,
+    _is_path,
+)
 API_VERSION = Kind(
     f"must look like 2026-10-28.endive and be {_FIRST_V2_VERSION} or later", str, _is_version
 )

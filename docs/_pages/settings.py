@@ -13,6 +13,10 @@ _HEAD = """\
 Each setting is a keyword of `Config`, `MeterAgent` and `configure()`, and an environment variable.
 A keyword wins over its variable. An empty variable counts as not set.
 
+Paths are made absolute where the `Config` or the agent is built, from the working directory of
+that moment, and `~` is expanded: `os.chdir()` changes nothing afterwards. Write `./~name` for a
+file whose name begins with `~`.
+
 A wrong value fails in the constructor with a `ConfigError` that lists every wrong setting. An
 unknown `METER_AGENT_*` variable is logged with the nearest name that exists.
 """

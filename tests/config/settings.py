@@ -16,7 +16,7 @@ HIDDEN = "51HsecretXYZ"
 # For each setting: the default, a variable, what it is read as, and wrong variables.
 TABLE: dict[str, tuple[Any, str, Any, list[str]]] = {
     "api_key": (None, "sk_live_a", "sk_live_a", ["a b", "a\nb", "ключ", "a\x00", "\udcff"]),
-    "api_key_file": (None, __file__, __file__, ["a\x00b", "/does/not/exist"]),
+    "api_key_file": (None, __file__, __file__, ["a\x00b", "/does/not/exist", "~nobody-here/key"]),
     "api_url": (
         "https://api.stripe.com",
         "http://127.0.0.1:8000",
@@ -64,10 +64,10 @@ TABLE: dict[str, tuple[Any, str, Any, list[str]]] = {
     "retry_max_seconds": (30.0, "0.5", 0.5, ["0", "0.4", "3601"]),
     "resend_window_seconds": (82_800.0, "86399", 86_399.0, ["86400", "0"]),
     "shutdown_timeout_seconds": (5.0, "0", 0.0, ["-0.1", "never"]),
-    "spool_dir": (None, "/var/spool/x", "/var/spool/x", ["a\x00"]),
+    "spool_dir": (None, "/var/spool/x", "/var/spool/x", ["a\x00", "~nobody-here/x"]),
     "spool_bytes": (268_435_456, "1048576", 1_048_576, ["1048575", "256MiB", "1099511627777"]),
     "spool_sync_seconds": (0.0, "1.5", 1.5, ["-1"]),
-    "dead_letter_file": (None, "dead.jsonl", "dead.jsonl", ["\x00"]),
+    "dead_letter_file": (None, "/dead.jsonl", "/dead.jsonl", ["\x00", "~nobody-here"]),
     "customer_key": ("stripe_customer_id", "customer", "customer", ["value", "a\nb", "x" * 101]),
     "value_key": ("value", "amount", "amount", ["stripe_customer_id", "a\x85b"]),
     "payload_keys": (

@@ -66,8 +66,8 @@ def test_a_slash_at_the_end_of_an_address_makes_no_difference(url: str) -> None:
     [
         ({}, None),
         ({"spool_dir": Path("/spool")}, Path("/spool/dead-letters.jsonl")),
-        ({"spool_dir": "/spool", "dead_letter_file": "d.jsonl"}, Path("d.jsonl")),
-        ({"dead_letter_file": Path("d.jsonl")}, Path("d.jsonl")),
+        ({"spool_dir": "/spool", "dead_letter_file": "/d.jsonl"}, Path("/d.jsonl")),
+        ({"dead_letter_file": Path("/d.jsonl")}, Path("/d.jsonl")),
     ],
 )
 def test_dead_letters_lie_beside_the_spool_unless_told_otherwise(

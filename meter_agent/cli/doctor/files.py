@@ -37,11 +37,11 @@ def check_spool(config: Config) -> Iterator[Finding]:
         )
         return
     path = Path(config.spool_dir)
-    if not path.is_absolute():
+    if relative := _relative_path_in("METER_AGENT_SPOOL_DIR"):
         yield warning(
             _SPOOL,
-            f"{path} depends on where the service is started",
-            f"`export METER_AGENT_SPOOL_DIR={shlex.quote(os.path.abspath(path))}`",
+            f"{relative} depends on where the service is started",
+            f"`export METER_AGENT_SPOOL_DIR={shlex.quote(str(path))}`",
         )
     if not os.path.lexists(path):
         yield _check_missing(path, config.spool_bytes)
@@ -183,14 +183,19 @@ def _look_inside(path: Path) -> Iterator[Finding]:
 def check_dead_letter_file(config: Config) -> Finding:
     """Return whether dead letters are kept."""
     finding = _check_dead_letter_file(config)
-    path = Path(config.dead_letter_file or "/")
-    if finding.state is not State.OK or path.is_absolute():
+    relative = _relative_path_in("METER_AGENT_DEAD_LETTER_FILE")
+    if finding.state is not State.OK or relative is None:
         return finding
     return warning(
         _LETTERS,
-        f"{path} depends on where the service is started",
-        f"`export METER_AGENT_DEAD_LETTER_FILE={shlex.quote(os.path.abspath(path))}`",
+        f"{relative} depends on where the service is started",
+        f"`export METER_AGENT_DEAD_LETTER_FILE={shlex.quote(str(config.dead_letter_file))}`",
     )
+
+
+def _relative_path_in(variable: str) -> str | None:
+    path = os.path.expanduser(os.environ.get(variable, "").strip())
+    return path if path and not os.path.isabs(path) else None
 
 
 def _check_dead_letter_file(config: Config) -> Finding:
