@@ -164,7 +164,8 @@ class Config:
     read_timeout_seconds: float = _setting(
         30.0,
         kinds.number(0.001, 600),
-        "Longest silence of an answer. After it the batch is sent again with the same bytes.",
+        "Longest silence of an answer; the whole exchange takes at most four times as long. After "
+        "it the batch is sent again with the same bytes.",
     )
     retry_base_seconds: float = _setting(
         0.5,

@@ -4,7 +4,12 @@ requests opens every connection and makes the first request on it, with all that
 TLS, proxies, CA bundles. What it and urllib3 do around each further request takes as long as
 encoding a hundred events, and gives the interpreter lock away ten times; beside a thread that
 computes, getting it back takes 5 ms each time. So further requests are written to the open socket
-here, and give it away three times: write, wait, read.
+here, and give it away four times: look, write, wait, read.
+
+The look is for bytes that came before the request was written. They cannot be its answer, and a
+connection that has some is closed. Such an answer to nothing (the 408 of a gateway that ends an
+idle connection, an answer that was sent twice) would be taken for the next one, and each answer
+behind it for that of one request later.
 
 Only the plain form of an answer is understood here: HTTP/1.1, one length, no transfer coding. An
 answer in any other form is given to http.client and urllib3, byte for byte as it came.
@@ -16,7 +21,6 @@ for, and waits are urllib3's.
 from __future__ import annotations
 
 import http.client
-import io
 import re
 import socket
 import ssl
@@ -27,19 +31,18 @@ import urllib3
 from urllib3.exceptions import HTTPError
 from urllib3.util import wait_for_read, wait_for_write
 
+from meter_agent._bounded_response import HEAD_BYTES_MAX, Bounds, FinalResponse
 from meter_agent._reply import BODY_BYTES_MAX, Reply, TransportError, too_long
-from meter_agent._runtime import SystemRuntime
 
-__all__ = ["Headers", "OpenConnection"]
+__all__ = ["Headers", "OpenConnection", "has_pending"]
 
 _READ_BYTES = 16 * 1024
-_HEAD_BYTES_MAX = 64 * 1024
 _HEADERS_MAX = 100  # as http.client
 _STATUS_LINE = re.compile("HTTP/1[.]1 [2-5][0-9][0-9](?: .*)?")
 _NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_INTERIM = re.compile(rb"(?:HTTP/1[.]1 1(?!01)[0-9][0-9](?: [^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n)+")
 _FOLD = re.compile("\r\n[ \t]+")
 _LENGTH = re.compile("[0-9]{1,9}")
-_LOOK_AFTER_SECONDS = 1.0
 _BROKEN_OFF = OSError, ValueError, http.client.HTTPException, HTTPError
 _BEFORE_THE_READ = BlockingIOError, ssl.SSLWantReadError
 _BEFORE_THE_WRITE = BlockingIOError, ssl.SSLWantWriteError
@@ -87,7 +90,6 @@ class OpenConnection:
         self._socket, connection.sock = connection.sock, None
         self._socket.settimeout(0)
         self._host = host
-        self._used_at = SystemRuntime.monotonic()
 
     @staticmethod
     def fits(connection: Any) -> bool:
@@ -97,10 +99,7 @@ class OpenConnection:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is worth trying: the server has not closed it, as far as is known."""
-        if SystemRuntime.monotonic() - self._used_at < _LOOK_AFTER_SECONDS:
-            return True  # not worth a system call; if it is closed, the request will tell
-        # Readable before anything was asked: closed, or not HTTP.
+        """Whether the server has neither closed the connection nor sent what nobody asked for."""
         return not wait_for_read(self._socket, timeout=0.0)
 
     def close(self) -> None:
@@ -123,71 +122,88 @@ class OpenConnection:
         """
         # A memoryview, because its repr shows nothing: a crash page would print the credentials.
         request = memoryview(_head_of_request(target, self._host, headers, len(body)) + body)
+        bounds = Bounds(timeout, BODY_BYTES_MAX)
         try:
-            self._write(request, timeout)
-            received = self._read(timeout)
+            refused_early = self._write(request, bounds)
+            received = self._read(bounds, at_once=refused_early)
+        except TimeoutError as error:
+            raise TransportError(str(error), maybe_accepted=True) from None
         except OSError as error:
             raise _stale(error) from None
         if not received:
             raise _stale(ConnectionAbortedError("closed without an answer"))
         try:
-            reply, again = self._read_reply(received, timeout)
+            reply, again = self._read_reply(received, bounds)
         except _BROKEN_OFF as error:
             raise TransportError(f"the answer broke off: {error}", maybe_accepted=True) from None
-        self._used_at = SystemRuntime.monotonic()
-        return reply, again
+        if refused_early and reply.status < 400:
+            raise TransportError(
+                f"HTTP {reply.status} before the whole request was written", maybe_accepted=True
+            )
+        return reply, again and not refused_early and not has_pending(self._socket)
 
     # -- the socket ----------------------------------------------------------------------------
 
-    def _write(self, data: memoryview, timeout: float) -> None:
-        while data:
-            try:
-                data = data[self._socket.send(data) :]
-            except _BEFORE_THE_WRITE:
-                self._wait_to_write(timeout)
-            except ssl.SSLWantReadError:
-                self._wait_to_read(timeout)
+    def _write(self, data: memoryview, bounds: Bounds) -> bool:
+        # Returns whether the server answered before it had read everything, and may have closed the
+        # connection: what is too large for it, it refuses so (RFC 9110, section 10.1.1).
+        try:
+            while data:
+                try:
+                    data = data[self._socket.send(data) :]
+                except _BEFORE_THE_WRITE:
+                    self._wait_to_write(bounds)
+                except ssl.SSLWantReadError:
+                    self._wait_to_read(bounds)
+        except OSError as error:
+            if isinstance(error, TimeoutError) or self.is_open:
+                raise
+            return True
+        return False
 
-    def _read(self, timeout: float, *, at_once: bool = False) -> bytes:
+    def _read(self, bounds: Bounds, *, at_once: bool = False) -> bytes:
         # *at_once*: something may be there already, perhaps in the buffers of TLS.
         if not at_once:
-            self._wait_to_read(timeout)
+            self._wait_to_read(bounds)
         while True:
             try:
                 data: bytes = self._socket.recv(_READ_BYTES)
             except _BEFORE_THE_READ:
-                self._wait_to_read(timeout)
+                self._wait_to_read(bounds)
             except ssl.SSLWantWriteError:
-                self._wait_to_write(timeout)
+                self._wait_to_write(bounds)
             else:
+                bounds.count(len(data))
                 return data
 
-    def _wait_to_read(self, timeout: float) -> None:
-        if not wait_for_read(self._socket, timeout=timeout):
-            raise TransportError(f"Read timed out. (read timeout={timeout:g})", maybe_accepted=True)
+    def _wait_to_read(self, bounds: Bounds) -> None:
+        if not wait_for_read(self._socket, timeout=bounds.wait_seconds()):
+            raise TimeoutError(f"Read timed out. (read timeout={bounds.silence_seconds:g})")
 
-    def _wait_to_write(self, timeout: float) -> None:
-        if not wait_for_write(self._socket, timeout=timeout):
-            raise TransportError(
-                f"Write timed out. (read timeout={timeout:g})", maybe_accepted=True
-            )
+    def _wait_to_write(self, bounds: Bounds) -> None:
+        if not wait_for_write(self._socket, timeout=bounds.wait_seconds()):
+            raise TimeoutError(f"Write timed out. (read timeout={bounds.silence_seconds:g})")
 
     # -- the answer ----------------------------------------------------------------------------
 
-    def _read_reply(self, received: bytes, timeout: float) -> tuple[Reply, bool]:
-        while b"\r\n\r\n" not in received and len(received) <= _HEAD_BYTES_MAX:
-            more = self._read(timeout, at_once=True)
+    def _read_reply(self, received: bytes, bounds: Bounds) -> tuple[Reply, bool]:
+        while True:
+            if interim := _INTERIM.match(received):
+                received = received[interim.end() :]
+            if b"\r\n\r\n" in received or bounds.bytes_read > HEAD_BYTES_MAX:
+                break
+            more = self._read(bounds, at_once=True)
             if not more:
                 break
             received += more
         head = _plain_head(received)
         if head is None:
-            return self._read_by_the_book(received, timeout), False
+            return self._read_by_the_book(received, bounds), False
         if head.length > BODY_BYTES_MAX:
             raise too_long(head.status)
         ends_at = head.ends_at + head.length
         while len(received) < ends_at:
-            more = self._read(timeout, at_once=True)
+            more = self._read(bounds, at_once=True)
             if not more:
                 raise http.client.IncompleteRead(b"", ends_at - len(received))
             received += more
@@ -195,50 +211,35 @@ class OpenConnection:
         # What nobody asked for would be taken for the answer to the next request.
         return reply, len(received) == ends_at and not head.headers.closes
 
-    def _read_by_the_book(self, received: bytes, timeout: float) -> Reply:
-        self._socket.settimeout(timeout)
-        source: Any = _Replayed(received, self._socket)
-        original = http.client.HTTPResponse(source, method="POST")
-        original.begin()
-        pairs: Any = original.msg.items()
-        response = urllib3.HTTPResponse(
-            original,
-            headers=pairs,
-            status=original.status,
-            version=original.version,
-            original_response=original,
-            preload_content=False,
-            request_method="POST",
-        )
+    def _read_by_the_book(self, received: bytes, bounds: Bounds) -> Reply:
+        original = FinalResponse(self._socket, bounds, received, method="POST")
         try:
+            original.begin()
+            pairs: Any = original.msg.items()
+            response = urllib3.HTTPResponse(
+                original,
+                headers=pairs,
+                status=original.status,
+                version=original.version,
+                original_response=original,
+                preload_content=False,
+                request_method="POST",
+            )
             body = response.read(BODY_BYTES_MAX + 1, decode_content=True) or b""
         finally:
-            response.close()
+            original.close()
         if len(body) > BODY_BYTES_MAX:
             raise too_long(original.status)
         headers = {name.lower(): _FOLD.sub(" ", value) for name, value in response.headers.items()}
         return Reply(original.status, Headers(headers), body)
 
 
-class _Replayed(io.RawIOBase):
-    """A socket for http.client: first what was read already, then the rest."""
+def has_pending(sock: Any) -> bool:
+    """Whether the buffers of TLS hold bytes that were received and not read.
 
-    def __init__(self, received: bytes, source: socket.socket) -> None:
-        self._received = received
-        self._source = source
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._received:
-            return self._source.recv_into(buffer)
-        count = min(len(buffer), len(self._received))
-        buffer[:count], self._received = self._received[:count], self._received[count:]
-        return count
+    What the kernel holds, a look at the socket shows; this it does not.
+    """
+    return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
 
 def _head_of_request(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from requests import PreparedRequest, Response
     from requests.adapters import BaseAdapter
 
+    from meter_agent._bounded_response import Bounds
     from meter_agent._open_connection import OpenConnection
 
 __all__ = ["BODY_BYTES_MAX", "Reply", "Transport", "TransportError", "Way", "preload"]
@@ -60,7 +61,8 @@ class Transport:
 
     Args:
         connect_timeout_seconds: For each address tried, TLS included.
-        read_timeout_seconds: For each silence of the server.
+        read_timeout_seconds: For each silence of the server. The whole exchange, from the first
+            byte written to the last one read, takes at most four times as long.
         open_adapter: Makes the requests adapter that sends; None for the real network.
     """
 
@@ -174,12 +176,16 @@ class Transport:
         import requests.exceptions as failures  # noqa: PLC0415
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
+        from meter_agent._bounded_response import Bounds  # noqa: PLC0415
+
         kept_alive = route.host in self._kept_alive
         self._kept_alive.discard(route.host)
+        timeouts = self._timeouts(at_most_seconds)
+        adapter: Any = self._connected()
+        # Other adapters than the network's have no use for them.
+        adapter.bounds = bounds = Bounds(timeouts[1], body_bytes_max)
         try:
-            response = self._connected().send(
-                request, stream=True, timeout=self._timeouts(at_most_seconds), **route.settings
-            )
+            response = adapter.send(request, stream=True, timeout=timeouts, **route.settings)
         except failures.RequestException as error:
             raise _explained(error, kept_alive=kept_alive) from None
         except (OSError, ValueError) as error:
@@ -194,13 +200,19 @@ class Transport:
             # Reading from urllib3's response raises urllib3's errors, not requests'.
             raise TransportError(f"the answer broke off: {error}", maybe_accepted=True) from None
         if "close" not in reply.headers.get("Connection", "").lower():
-            self._keep(route, connection, response)
+            self._keep(route, connection, response, bounds)
         return reply
 
-    def _keep(self, route: _Route, connection: Any, response: Response) -> None:
-        from meter_agent._open_connection import OpenConnection  # noqa: PLC0415
+    def _keep(self, route: _Route, connection: Any, response: Response, bounds: Bounds) -> None:
+        from meter_agent._open_connection import OpenConnection, has_pending  # noqa: PLC0415
 
-        if (
+        # What came behind the answer is not the answer to the next request, and behind 101 there is
+        # no HTTP any more. (What comes later, urllib3 sees before it uses the connection again.)
+        ends = bounds.left_over or response.status_code < 200
+        if ends or has_pending(getattr(connection, "sock", None)):
+            if connection is not None:
+                connection.close()
+        elif (
             OpenConnection.fits(connection)
             and not route.is_forwarded
             and response.raw.version == 11
@@ -290,9 +302,9 @@ def preload() -> None:
 
 
 def _network_adapter() -> BaseAdapter:
-    from requests.adapters import HTTPAdapter  # noqa: PLC0415
+    from meter_agent._bounded_response import BoundedAdapter  # noqa: PLC0415
 
-    return HTTPAdapter(pool_connections=2, pool_maxsize=1, max_retries=0)
+    return BoundedAdapter(pool_connections=2, pool_maxsize=1, max_retries=0)
 
 
 def _pool_managers(adapter: BaseAdapter) -> list[Any]:
@@ -305,6 +317,8 @@ def _explained(error: Exception, *, kept_alive: bool) -> TransportError:
     import requests.exceptions as failures  # noqa: PLC0415
     from urllib3 import exceptions as causes  # noqa: PLC0415
 
+    from meter_agent._bounded_response import EndlessAnswerError  # noqa: PLC0415
+
     cause = error.args[0] if error.args else None
     cause = getattr(cause, "reason", None) or cause
     # urllib3 also calls it an error of the proxy when the connection through it breaks after the
@@ -315,7 +329,11 @@ def _explained(error: Exception, *, kept_alive: bool) -> TransportError:
         or isinstance(cause, causes.NewConnectionError | causes.ConnectTimeoutError)
         or "Tunnel connection failed" in str(cause)
     )
-    stale = kept_alive and isinstance(cause, causes.ProtocolError)
+    stale = (
+        kept_alive
+        and isinstance(cause, causes.ProtocolError)
+        and not isinstance(cause.args[-1], EndlessAnswerError)
+    )
     return TransportError(
         f"{type(error).__name__}: {cause or error}",
         maybe_accepted=not never_left,

@@ -90,6 +90,38 @@ def one_long_header(exchange: Exchange) -> None:
         exchange.connection.sendall(BLOCK)
 
 
+def interim_answers(exchange: Exchange) -> None:
+    _for_ever(exchange, b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+
+def early_hints(exchange: Exchange) -> None:
+    _for_ever(exchange, b"", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 1000)
+
+
+def trailers(exchange: Exchange) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+    _for_ever(exchange, head, b"X: y\r\n" * 10_000)
+
+
+def chunk_extensions(exchange: Exchange) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    _for_ever(exchange, head, b"1;" + b"x" * 60_000 + b"\r\n{\r\n")
+
+
+def compressed_nothing(exchange: Exchange) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(b"")[:10]
+    _for_ever(exchange, head, b"\0\0\0\xff\xff" * 10_000)  # empty blocks, the last never comes
+
+
+def _for_ever(exchange: Exchange, head: bytes, again: bytes) -> None:
+    exchange.connection.sendall(head)
+    for _ in range(GIGABYTE // len(again)):
+        exchange.connection.sendall(again)
+
+
+ENDLESS = [interim_answers, early_hints, trailers, chunk_extensions, compressed_nothing]
+
+
 def deep_json(exchange: Exchange) -> None:
     exchange.say(400, b'{"error":' * 7_000)
 
@@ -106,6 +138,7 @@ def deep_json(exchange: Exchange) -> None:
         many_headers,
         one_long_header,
         deep_json,
+        *ENDLESS,
     ],
 )
 def test_a_gigabyte_of_answer_costs_little_memory_and_time_and_no_event(
@@ -142,3 +175,47 @@ def test_a_gigabyte_of_answer_costs_little_memory_and_time_and_no_event(
     assert int(retries) >= 1
     assert last_error.strip() != "None"
     assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "3"}}
+
+
+CLOSING = """
+    import os, time
+    from meter_agent import MeterAgent
+    url = os.environ["SANDBOX"]
+    agent = MeterAgent(api_key="sk_test_1", api_url=url, events_url=url)
+    for n in range(1000):
+        agent.record("tokens", "cus_1", 1)
+    waiting, computing = time.monotonic(), time.process_time()
+    agent.flush(3)
+    waiting, computing = time.monotonic() - waiting, time.process_time() - computing
+    began = time.monotonic()
+    final = agent.close(2)
+    took = time.monotonic() - began
+    assert final.balanced and final.delivered == 0, final
+    print(took, computing / waiting, sep="|")
+"""
+
+
+@pytest.mark.parametrize("endless", [*ENDLESS, one_long_header, chunked_body])
+def test_beside_a_server_whose_answers_never_end_no_core_burns_and_close_keeps_its_limit(
+    sandbox: Sandbox, endless: Callable[[Exchange], None]
+) -> None:
+    def behave(exchange: Exchange) -> None:
+        if exchange.for_stream:
+            endless(exchange)
+        else:
+            exchange.serve()
+
+    with Front(sandbox, behave=behave).open() as server:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(CLOSING)],
+            env=environment(server.url) | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    took, busy_share = map(float, done.stdout.split("|"))
+    assert took < 2.5
+    # The modules that are imported for the first request are in it.
+    assert busy_share < 0.4

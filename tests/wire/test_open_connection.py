@@ -49,6 +49,11 @@ def is_open(transport: Transport) -> bool:
     return bool(transport._open)
 
 
+def wait_until_readable(transport: Transport) -> None:
+    (connection,) = transport._open.values()
+    assert wait_for_read(connection._socket, timeout=20)
+
+
 def tls(connection: socket.socket) -> socket.socket:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATES / "trusted.pem")
@@ -91,11 +96,13 @@ class Counting(socket.socket):
         return super().recv(*arguments)
 
 
-def test_a_request_is_one_write_one_wait_and_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_is_one_look_one_write_one_wait_and_one_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls: list[str] = []
 
     def wait(awaited: Any, timeout: float) -> bool:
-        calls.append("wait")
+        calls.append("wait" if timeout else "look")
         return wait_for_read(awaited, timeout=timeout)
 
     monkeypatch.setattr(_open_connection, "wait_for_read", wait)
@@ -105,10 +112,11 @@ def test_a_request_is_one_write_one_wait_and_one_read(monkeypatch: pytest.Monkey
             counted.connect(("127.0.0.1", server.port))
             connection = _open_connection.OpenConnection(_Owner(counted), "h")
             for _ in range(5):
+                assert connection.is_open
                 reply, again = connection.post("/", {}, b"x" * 18_000, timeout=5.0)
                 assert (reply.status, again) == (200, True)
         assert len(server.requests) == 5
-    assert calls == ["send", "wait", "recv"] * 5
+    assert calls == ["look", "send", "wait", "recv"] * 5
 
 
 class _Owner:
@@ -239,22 +247,19 @@ def test_what_nobody_asked_for_is_not_taken_for_the_next_answer(transport: Trans
         assert server.connections == 2
 
 
+@pytest.mark.parametrize("over_tls", [False, True])
 def test_a_connection_that_was_closed_while_idle_is_opened_anew_and_nothing_is_sent_twice(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, over_tls: bool
 ) -> None:
-    monkeypatch.setattr(_open_connection, "_LOOK_AFTER_SECONDS", 0.0)
-    closed = threading.Event()
-
     def answer_and_close(connection: socket.socket, _request: bytes) -> None:
         answer(connection)
         connection.shutdown(socket.SHUT_RDWR)
-        closed.set()
 
-    with listening(answer_and_close) as server:
+    with listening(answer_and_close, tls if over_tls else None) as server:
+        url = https(server, monkeypatch) if over_tls else server.url
         for _ in range(3):
-            closed.clear()
-            assert post(transport, server.url).status == 200
-            assert closed.wait(20)
+            assert post(transport, url).status == 200
+            wait_until_readable(transport)
         assert (server.connections, len(server.requests)) == (3, 3)
 
 
@@ -318,14 +323,19 @@ def test_bodies_of_any_size_go_over_tls_on_one_connection(
     assert bodies == [bytes([65 + n]) * size for n in range(5)]
 
 
-def test_a_tls_connection_that_the_server_closed_is_told_apart(
+def test_a_tls_connection_that_the_server_closes_instead_of_an_answer_is_told_apart(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answer_once(connection: socket.socket, _request: bytes) -> None:
-        answer(connection)
-        connection.shutdown(socket.SHUT_RDWR)
+    answered: list[bytes] = []
 
-    with listening(answer_once, tls) as server:
+    def answer_every_other(connection: socket.socket, request: bytes) -> None:
+        answered.append(request)
+        if len(answered) % 2:
+            answer(connection)
+        else:
+            connection.shutdown(socket.SHUT_RDWR)
+
+    with listening(answer_every_other, tls) as server:
         url = https(server, monkeypatch)
         post(transport, url)
         with pytest.raises(TransportError) as raised:
