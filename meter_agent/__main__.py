@@ -3,12 +3,14 @@
 import sys
 
 from meter_agent.cli.extras import missing_extra
+from meter_agent.cli.streams import prepare_streams
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    prepare_streams()
     complaint = missing_extra("cli")
     if complaint is not None:
         sys.stderr.write(f"meter-agent: {complaint}\n")

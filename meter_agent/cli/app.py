@@ -13,17 +13,19 @@ from meter_agent.cli.dead_letters_command import dead_letters
 from meter_agent.cli.demo_command import demo
 from meter_agent.cli.doctor_command import doctor
 from meter_agent.cli.exit_codes import ExitCode
-from meter_agent.cli.groups import group_help
+from meter_agent.cli.groups import Group, group_help
 from meter_agent.cli.import_command import import_files
+from meter_agent.cli.printing import say
 from meter_agent.cli.sandbox_command import sandbox
 from meter_agent.cli.send_command import send
 from meter_agent.cli.spool_command import spool
 from meter_agent.cli.status_command import status
+from meter_agent.cli.streams import OutputError, changes_something, finish_output
 
 __all__ = ["app"]
 
 
-class _Group(click.Group):
+class _Group(Group):
     """A group whose usage errors are one line, without the usage text around them.
 
     Its help lists commands by section.
@@ -42,18 +44,9 @@ class _Group(click.Group):
         """Return the names as the help has them."""
         return [name for names in self._sections.values() for name in names]
 
-    def format_commands(
-        self,
-        ctx: click.Context,  # noqa: ARG002 - click's name
-        formatter: click.HelpFormatter,
-    ) -> None:
-        """Write a list for each section."""
-        width = max(map(len, self.commands), default=0)
-        limit = formatter.width - 6 - width
-        for section, names in self._sections.items():
-            rows = [(name, self.commands[name].get_short_help_str(limit)) for name in names]
-            with formatter.section(section):
-                formatter.write_dl([(name.ljust(width), text) for name, text in rows])
+    def sections(self, ctx: click.Context) -> dict[str, list[str]]:  # noqa: ARG002 - click's name
+        """Return the names of commands by heading."""
+        return self._sections
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; where it gave up, name the one that knows why."""
@@ -62,23 +55,30 @@ class _Group(click.Group):
         except click.exceptions.Exit as end:
             gave_up = end.exit_code in {ExitCode.AUTHENTICATION, ExitCode.UNREACHABLE}
             if gave_up and ctx.invoked_subcommand != doctor.name:
-                click.echo("`meter-agent doctor` tells what is wrong, and what mends it", err=True)
+                say("`meter-agent doctor` tells what is wrong, and what mends it", err=True)
             raise
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run, and exit with the status."""
         try:
             status = super().main(*args, **{**options, "standalone_mode": False})
+            unwritten = finish_output()
         except click.ClickException as error:
-            click.echo(f"{_where(error)}: {' '.join(error.format_message().split())}", err=True)
+            say(f"{_where(error)}: {' '.join(error.format_message().split())}", err=True)
             sys.exit(error.exit_code)
+        except OutputError as error:
+            if not error.is_broken_pipe:
+                say(f"meter-agent: {error}", err=True)
+            sys.exit(ExitCode.OUTPUT)
         except OSError as error:
-            # Whatever ails a disk in the middle of the work. Broken pipes are click's business.
-            click.echo(f"meter-agent: {error}", err=True)
+            # A disk that fails in the middle of the work.
+            say(f"meter-agent: {error}", err=True)
             sys.exit(ExitCode.USAGE)
         except click.Abort:
-            click.echo("interrupted", err=True)
+            say("interrupted", err=True)
             sys.exit(ExitCode.INTERRUPTED)
+        if unwritten is not None:
+            say(f"meter-agent: {unwritten}; the exit code is that of the events", err=True)
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -98,7 +98,8 @@ def app(context: click.Context) -> None:
     """Usage metering for Stripe: send usage, run a local Stripe, look after your events.
 
     Exit codes: 0 ok; 1 the answer is bad; 2 usage or configuration; 3 partly done; 4 the key is
-    refused; 5 Stripe cannot be reached.
+    refused; 5 Stripe cannot be reached; 6 the output cannot be written. That of a command which
+    sends or changes something is about the events alone.
     """
     group_help(context)
 
@@ -110,3 +111,6 @@ for section, commands in {
 }.items():
     for command in commands:
         app.add_to(section, command)
+
+for command in (send, import_files, spool.commands["replay"], dead_letters.commands["resend"]):
+    changes_something(command)

@@ -8,13 +8,13 @@ import click
 
 from meter_agent.cli import delivery_options
 from meter_agent.cli.exit_codes import ExitCode
-from meter_agent.cli.groups import group_help
+from meter_agent.cli.groups import Group, group_help
 from meter_agent.cli.settings import given_settings
 
 __all__ = ["config"]
 
 
-@click.group(name="config", invoke_without_command=True)
+@click.group(cls=Group, name="config", invoke_without_command=True)
 @click.pass_context
 def config(context: click.Context) -> None:
     """Look at the settings."""
@@ -33,7 +33,7 @@ def show(context: click.Context, /, *, sandbox_url: str | None, as_json: bool) -
     from meter_agent import Config, ConfigError
     from meter_agent._config import unknown_variables
     from meter_agent._found_settings import find_settings
-    from meter_agent.cli.printing import Columns, print_json, printable
+    from meter_agent.cli.printing import Columns, print_json, say
 
     given = given_settings(sandbox_url=sandbox_url)
     table = Columns(setting=24, value=40, origin=0)
@@ -46,12 +46,12 @@ def show(context: click.Context, /, *, sandbox_url: str | None, as_json: bool) -
             table.row(name, _shown(value), found.origin)
     for variable, nearest in unknown_variables():
         hint = f": is {nearest} meant?" if nearest else ""
-        click.echo(printable(f"{variable} is no setting{hint}"), err=True)
+        say(f"{variable} is no setting{hint}", err=True)
     try:
         Config.from_env(**given)
     except ConfigError as error:
         for problem in error.problems:
-            click.echo(printable(problem), err=True)
+            say(problem, err=True)
         context.exit(ExitCode.USAGE)
 
 

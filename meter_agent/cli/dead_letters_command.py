@@ -12,7 +12,8 @@ import click
 from meter_agent import Config
 from meter_agent.cli import delivery_options, letter_options
 from meter_agent.cli.exit_codes import ExitCode
-from meter_agent.cli.groups import group_help
+from meter_agent.cli.groups import Group, group_help
+from meter_agent.cli.printing import print_json, say
 from meter_agent.cli.settings import letter_file, read_settings
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["dead_letters"]
 
 
-@click.group(name="dead-letters", invoke_without_command=True)
+@click.group(cls=Group, name="dead-letters", invoke_without_command=True)
 @click.pass_context
 def dead_letters(context: click.Context) -> None:
     """Look at what could not be billed, and send it again.
@@ -79,7 +80,7 @@ def export(
     _, letters, _ = _open(context, file, choice)
     with opened_output(output) as opened:
         count = export_letters(letters, opened)
-    click.echo(f"{count} events", err=True)
+    say(f"{count} events", err=True)
     context.exit(ExitCode.PARTLY if letters.unread else ExitCode.OK)
 
 
@@ -115,7 +116,6 @@ def resend(
     from meter_agent.cli.dead_letters.plan import NOTHING, Plan, make_parts
     from meter_agent.cli.dead_letters.resend import AT_A_TIME, Resend
     from meter_agent.cli.log_lines import warnings_said
-    from meter_agent.cli.printing import print_json
     from meter_agent.cli.progress import progress
 
     if as_json and file is None and not letter_file(file).exists():
@@ -125,7 +125,7 @@ def resend(
     judge = Judge(config.encoder_keys, uncertain=uncertain)
     plan = Plan(letters, judge, resent)
     for line in plan.to_lines():
-        click.echo(line, err=True)
+        say(line, err=True)
     if not (plan.total and (yes or _confirmed())):
         if as_json:
             print_json(plan.to_document())
@@ -140,11 +140,11 @@ def resend(
     except OSError as error:
         raise click.UsageError(f"{error.filename or path}: {error.strerror or error}") from None
     if work.ended != "done":
-        click.echo(f"{work.ended}; run it again to go on", err=True)
+        say(f"{work.ended}; run it again to go on", err=True)
     if as_json:
         print_json(work.to_document() | {"stay": plan.to_document()["stay"]})
     else:
-        click.echo(work.to_line())
+        say(work.to_line())
     context.exit(work.exit_code or (ExitCode.OK if _is_done(plan, work) else ExitCode.PARTLY))
 
 
@@ -156,7 +156,7 @@ def _open(
 
     path = letter_file(file)
     if file is None and not path.exists():
-        click.echo(f"no dead letters: there is no {path}", err=True)
+        say(f"no dead letters: there is no {path}", err=True)
         context.exit(ExitCode.OK)
     try:
         return path, Letters(path, Choice(**choice)), Resent(path)
@@ -181,7 +181,7 @@ def _sending(config: Config, path: Path) -> Config:
 def _confirmed() -> bool:
     if sys.stdin.isatty() and sys.stderr.isatty():
         return click.confirm("send them?", err=True)
-    click.echo("nothing was sent: say --yes to send", err=True)
+    say("nothing was sent: say --yes to send", err=True)
     return False
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meter_agent.cli import delivery_options
+from meter_agent.cli.printing import print_json, say
 from meter_agent.cli.settings import given_settings
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ def doctor(
     from meter_agent.cli.doctor.examination import examine
     from meter_agent.cli.doctor.finding import State
     from meter_agent.cli.exit_codes import ExitCode
-    from meter_agent.cli.printing import print_json
 
     states: Counter[State] = Counter()
     status = ExitCode.OK
@@ -66,13 +66,11 @@ def doctor(
         else:
             _print(finding)
     told = ", ".join(f"{states[state]} {state}" for state in State if states[state])
-    click.echo(told, err=True)
+    say(told, err=True)
     context.exit(status)
 
 
 def _print(finding: Finding) -> None:
-    from meter_agent.cli.printing import printable
-
-    click.echo(printable(f"{finding.state:<11}  {finding.check:<13}  {finding.detail}"))
+    say(f"{finding.state:<11}  {finding.check:<13}  {finding.detail}", indent=28)
     if finding.advice is not None:
-        click.echo(printable(f"{'':<11}  {'':<13}  -> {finding.advice}"))
+        say(f"{'':<11}  {'':<13}  -> {finding.advice}", indent=31)

@@ -26,5 +26,8 @@ class ExitCode(enum.IntEnum):
     UNREACHABLE = 5
     """Nothing was delivered for a while."""
 
+    OUTPUT = 6
+    """What a command prints could not be written; only of commands that change nothing."""
+
     INTERRUPTED = 130
     """Ctrl-C; what shells report of such a command."""

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from meter_agent.cli.printing import printable
+
 __all__ = ["Pace", "Progress", "progress"]
 
 _PLAIN_LINE_SECONDS = 2.0
@@ -64,20 +66,29 @@ def progress(title: str, console: Console | None = None) -> Iterator[Progress]:
         yield _LiveBar(title, live)
 
 
+def _print(console: Console, text: str) -> None:
+    console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+
+
 class _LiveBar:
     """On a terminal: a progress bar with the details below it."""
 
     def __init__(self, title: str, live: Live) -> None:
         self._live = live
-        self._bar = Bar(TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._task = self._bar.add_task(title, total=None)
+        self._bar = Bar(
+            TextColumn(printable(title), markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self._task = self._bar.add_task("", total=None)
 
     def say(self, text: str) -> None:
-        self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        _print(self._live.console, text)
 
     def show(self, completed: int, total: int, details: str) -> None:
         self._bar.update(self._task, total=total, completed=completed)
-        self._live.update(Group(self._bar, Text(details, style="dim")))
+        self._live.update(Group(self._bar, Text(printable(details), style="dim")))
 
 
 class _PlainLines:
@@ -88,7 +99,7 @@ class _PlainLines:
         self._next_at = 0.0
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        _print(self._console, text)
 
     def show(self, completed: int, total: int, details: str) -> None:
         now = time.monotonic()

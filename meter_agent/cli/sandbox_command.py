@@ -10,6 +10,7 @@ import threading
 import click
 
 from meter_agent.cli.extras import missing_extra
+from meter_agent.cli.printing import say
 
 __all__ = ["sandbox"]
 
@@ -82,8 +83,8 @@ def sandbox(
 
 
 def _announce(url: str) -> None:
-    click.echo(url)
-    click.echo(
+    say(url)
+    say(
         f"the sandbox runs; for your service: METER_AGENT_SANDBOX_URL={url} (Ctrl-C ends it)",
         err=True,
     )

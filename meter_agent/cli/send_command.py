@@ -16,6 +16,7 @@ from meter_agent._event import EventEncoder, MeterEvent, RecordedEvent
 from meter_agent.cli import delivery_options
 from meter_agent.cli.moments import MomentError, parse_moment
 from meter_agent.cli.pairs import parse_pairs
+from meter_agent.cli.printing import print_json, say
 from meter_agent.cli.settings import read_settings
 
 if TYPE_CHECKING:
@@ -146,7 +147,6 @@ def _send(
 def _print_requests(
     config: Config, event: RecordedEvent, encoded: MeterEvent, *, validate: bool, as_json: bool
 ) -> None:
-    from meter_agent.cli.printing import print_json
     from meter_agent.cli.send.dry_run import requests_to_record, requests_to_validate
 
     requests = (
@@ -159,36 +159,37 @@ def _print_requests(
             print_json(request)
         else:
             _print_request(request)
-    click.echo("nothing was sent", err=True)
+    say("nothing was sent", err=True)
 
 
 def _print_request(request: dict[str, Any]) -> None:
-    click.echo(f"{request['method']} {request['url']}")
+    say(f"{request['method']} {request['url']}")
     for name, value in request["headers"].items():
-        click.echo(f"{name}: {value}")
-    click.echo(f"\n{json.dumps(request['body'])}\n")
+        say(f"{name}: {value}")
+    say()
+    print_json(request["body"])
+    say()
 
 
 def _print_outcome(event: MeterEvent, sent: Sent, *, as_json: bool) -> None:
-    from meter_agent.cli.printing import print_json, printable
     from meter_agent.cli.send.verdict import METER_CODES
 
     document = sent.to_document()
     if as_json:
         print_json({"identifier": event.identifier, **document, "event": json.loads(event.body)})
         return
-    click.echo(printable(f"{event.identifier}  {sent.outcome}"))
+    say(f"{event.identifier}  {sent.outcome}")
     if sent.code is not None:
-        click.echo(printable(f"{sent.code}: {document['meaning'] or sent.message}"), err=True)
+        say(f"{sent.code}: {document['meaning'] or sent.message}", err=True)
     if document["meaning"] is not None:
-        click.echo(printable(f"Stripe says: {sent.message}"), err=True)
-        click.echo(printable(f"what to do: {document['fix']}"), err=True)
+        say(f"Stripe says: {sent.message}", err=True)
+        say(f"what to do: {document['fix']}", err=True)
         if sent.code in METER_CODES:
             name = shlex.quote(json.loads(event.body)["event_name"])
-            click.echo(printable(f"`meter-agent doctor --event {name}` looks at it"), err=True)
+            say(f"`meter-agent doctor --event {name}` looks at it", err=True)
     elif sent.code is None and sent.message is not None:
-        click.echo(printable(sent.message), err=True)
-    click.echo(_WORDS[sent.outcome.value], err=True)
+        say(sent.message, err=True)
+    say(_WORDS[sent.outcome.value], err=True)
 
 
 _WORDS = {

@@ -10,7 +10,7 @@ from meter_agent._event import EventEncoder
 from meter_agent._runtime import SystemRuntime
 from meter_agent.cli import delivery_options
 from meter_agent.cli.exit_codes import ExitCode
-from meter_agent.cli.groups import group_help
+from meter_agent.cli.groups import Group, group_help
 from meter_agent.cli.settings import read_settings, spool_directory
 
 __all__ = ["spool"]
@@ -21,7 +21,7 @@ _directory = click.argument(
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON Lines.")
 
 
-@click.group(name="spool", invoke_without_command=True)
+@click.group(cls=Group, name="spool", invoke_without_command=True)
 @click.pass_context
 def spool(context: click.Context) -> None:
     """Look after a spool directory, also while agents use it.

@@ -43,7 +43,7 @@ def status(
     """
     from meter_agent._found_settings import find_settings
     from meter_agent.cli.importing.journal import state_directory
-    from meter_agent.cli.printing import print_json, printable
+    from meter_agent.cli.printing import print_json, say
     from meter_agent.cli.status.report import sections
 
     given = given_settings(sandbox_url=sandbox_url)
@@ -61,9 +61,9 @@ def status(
         for section in found:
             name = section.name.replace("_", " ")
             for place, line in enumerate(section.lines):
-                click.echo(printable(f"{'' if place else name:<13} {line}"))
+                say(f"{'' if place else name:<13} {line}", indent=14)
         for each in attention:
-            click.echo(printable(f"{'':<13} -> {each}"))
+            say(f"{'':<13} -> {each}", indent=17)
     if attention:
         context.exit(ExitCode.BAD)
     context.exit(ExitCode.UNREACHABLE if any(each.unreachable for each in found) else ExitCode.OK)

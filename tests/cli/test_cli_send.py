@@ -266,7 +266,7 @@ def test_a_dry_run_masks_the_key_and_the_token() -> None:
     assert "POST https://meter-events.stripe.com/v2/billing/meter_event_stream\n" in recorded.stdout
     assert "Authorization: Bearer rk_live_***\n" in recorded.stdout
     assert "Authorization: Bearer <session token>\n" in recorded.stdout
-    assert '"org": "cus_1"' in recorded.stdout
+    assert '"org":"cus_1"' in recorded.stdout
     checked = runner.invoke(app, ["send", "tokens", "cus_1", "--dry-run", "--validate"])
     assert "POST https://api.stripe.com/v2/billing/meter_events\n" in checked.stdout
     assert "abcdefgh" not in checked.output

@@ -341,8 +341,8 @@ def test_a_full_disk_is_one_line(spool: Path) -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (
-        2,
-        "meter-agent: [Errno 28] No space left on device\n",
+        6,
+        "meter-agent: the output cannot be written: No space left on device\n",
     )
 
 

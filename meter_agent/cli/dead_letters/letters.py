@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
+from meter_agent.cli.printing import say
 
 __all__ = ["Choice", "Letter", "Letters"]
 
@@ -97,7 +97,7 @@ class Letters:
                     letter = None
                 if letter is None:
                     self.unread += 1
-                    click.echo(f"line {number} of {self._path} is no dead letter", err=True)
+                    say(f"line {number} of {self._path} is no dead letter", err=True)
                 elif self._choice.takes(letter):
                     yield letter
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from typing import IO, Any
 
-import click
-
 from meter_agent.cli.dead_letters.letters import Letter, Letters
 from meter_agent.cli.dead_letters.resent import Resent
-from meter_agent.cli.printing import Columns, json_line, print_json, printable
+from meter_agent.cli.printing import Columns, json_line, print_json, say
 
 __all__ = ["export_letters", "list_letters", "show_letters"]
 
@@ -49,8 +47,8 @@ def show_letters(letters: Letters, resent: Resent, *, as_json: bool) -> None:
             continue
         for name, value in document.items():
             shown = value if isinstance(value, str) else json.dumps(value)
-            click.echo(printable(f"{name}: {shown}"))
-        click.echo()
+            say(f"{name}: {shown}")
+        say()
 
 
 def export_letters(letters: Letters, output: IO[str]) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 
-import click
 from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
 from meter_agent import Stats
 from meter_agent.cli.demo.play import Report, Viewer
+from meter_agent.cli.printing import print_json, say
 from meter_agent.cli.progress import Progress, progress
 
 __all__ = ["print_report", "watch"]
@@ -28,13 +27,13 @@ def watch(console: Console | None = None) -> Iterator[Viewer]:
 def print_report(report: Report, *, as_json: bool) -> None:
     """Print *report* on stdout; the last line is the verdict."""
     if as_json:
-        click.echo(json.dumps(report.to_document(), indent=2))
+        print_json(report.to_document())
     else:
         _print_tables(report)
     for line in report.differences:
-        click.echo(line, err=as_json)
+        say(line, err=as_json)
     verdict = "the books balance" if report.balanced else "the books do not balance"
-    click.echo(verdict, err=as_json)
+    say(verdict, err=as_json)
 
 
 class _Ledger:
@@ -65,7 +64,7 @@ def _print_tables(report: Report) -> None:
     console.print(Columns([_ledger_table(report), _fault_table(report)]))
     console.print(_totals_table(report))
     accounts = len({*report.books.passed, *report.books.received()})
-    click.echo(
+    say(
         f"{report.rows} requests of the trace, {accounts} customer totals compared, "
         f"{report.seconds:.1f} s"
     )
