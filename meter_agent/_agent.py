@@ -303,6 +303,17 @@ def room(agent: MeterAgent) -> Room:
     return agent._pipeline.room()  # noqa: SLF001
 
 
+def recover_all(agent: MeterAgent) -> bool:
+    """Have *agent* take over all that dead processes left in its spool.
+
+    Also segments of version 1, which do not say for whom their events are: who calls this says it.
+
+    Returns:
+        True: nothing is left that could be taken. False: there may be more, ask again.
+    """
+    return agent._pipeline.recover_all()  # noqa: SLF001
+
+
 def adopt(agent: MeterAgent) -> bool:
     """Have *agent* take over what dead processes left in its spool before anything else is asked.
 

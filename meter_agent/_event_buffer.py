@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from meter_agent._batch import Batch
 from meter_agent._event import Label, MeterEvent, Name
-from meter_agent._health import Room
+from meter_agent._health import Problem, Room
 from meter_agent._ledger import Counts, DropReason, Outcome, Tally
 from meter_agent._runtime import Doorbell, Runtime
 
@@ -188,10 +188,9 @@ class EventBuffer(ABC):
         """Return how much of what events may take up is taken."""
         return Room(len(self), self.capacity)
 
-    @property
-    def is_makeshift(self) -> bool:
-        """Whether events wait in another place than they should, and might not survive there."""
-        return False
+    def problems(self) -> dict[Problem, str]:
+        """Return what is wrong with the place where events wait, in words."""
+        return {}
 
     @property
     def has_returned_batches(self) -> bool:
@@ -340,6 +339,10 @@ class EventBuffer(ABC):
 
     def tend(self) -> None:  # noqa: B027 - most buffers want nothing
         """Do what a buffer wants to have done now and then, in a sender thread."""
+
+    def recover_all(self) -> bool:
+        """Take over all that dead processes left; False: there may be more, ask again."""
+        return True
 
     def seconds_until_tending(self) -> float | None:
         """Return when `tend()` has something to do again, at the latest; None: never."""

@@ -58,6 +58,10 @@ class Problem(enum.StrEnum):
     SPOOL_FAILS = "spool_fails"
     """The spool cannot be written. Events are in memory, and would not survive a crash."""
 
+    FOREIGN_EVENTS = "foreign_events"
+    """Segments in the spool directory are for another account, mode or host, or may be: this agent
+    does not send them. `meter-agent spool ls` shows for whom they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Health:
@@ -103,14 +107,14 @@ def diagnose(
     nobody_sends: bool,
     key_refused: bool,
     requests_fail: bool,
-    spool_fails: bool,
+    others: dict[Problem, str],
 ) -> Health:
-    """Return the health of an agent in this state."""
+    """Return the health of an agent in this state; *others* are what the buffer knows of."""
     age = stats.oldest_event_age_seconds or 0.0
     used = room.used / room.capacity
     waiting = stats.buffered + stats.in_flight
     failed = requests_fail and not key_refused
-    signs = {
+    signs: dict[Problem, Any] = {
         Problem.NOBODY_SENDS: nobody_sends and f"{waiting} events wait, and no thread can send",
         Problem.NOT_CONFIGURED: refusal is DropReason.NOT_CONFIGURED
         and "the settings are wrong, and every event is dropped; the log says what to set",
@@ -121,9 +125,8 @@ def diagnose(
         Problem.OLD_EVENTS: age > OLD_EVENT_SECONDS and f"the oldest event waits for {age:.0f} s",
         Problem.NEARLY_FULL: used > NEARLY_FULL
         and f"the {'spool' if room.in_bytes else 'buffer'} is {used:.0%} full",
-        Problem.SPOOL_FAILS: spool_fails and "the spool cannot be written; the log says why",
-    }
-    problems = {problem.value: sign for problem, sign in signs.items() if sign}
+    } | others
+    problems = {problem.value: str(sign) for problem, sign in signs.items() if sign}
     return Health(
         alive=not nobody_sends,
         ready=refusal not in {DropReason.NOT_CONFIGURED, DropReason.CLOSED},

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from meter_agent import _lifecycle
 from meter_agent._buffer import RingBuffer
 from meter_agent._config import Config, unknown_variables
-from meter_agent._connection import open_stream
+from meter_agent._connection import destination_in, open_stream
 from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReason, letter_of
+from meter_agent._destination import Destination
 from meter_agent._event import EventEncoder, MeterEvent
 from meter_agent._event_buffer import EventBuffer, Record, Terms
 from meter_agent._flusher import Flusher
@@ -69,6 +70,8 @@ class Pipeline:
         self._open_adapter = open_adapter
         self.shutdown_timeout_seconds = config.shutdown_timeout_seconds
         self._encoder = EventEncoder(*config.encoder_keys)
+        self._destination: Destination | None = None
+        """For whom events on disk are; None: there are none."""
         self._buffer = self._open_buffer()
         if refusal is not None:
             self._buffer.refuse(refusal)
@@ -88,6 +91,7 @@ class Pipeline:
         )
         if config.spool_dir is None:
             return RingBuffer(self._runtime, terms, capacity=config.buffer_events)
+        self._destination = destination_in(config)
         # Only who wants a spool pays for it.
         try:
             from meter_agent._spool import SpoolBuffer  # noqa: PLC0415
@@ -100,7 +104,9 @@ class Pipeline:
         return SpoolBuffer(
             self._runtime,
             terms,
-            directory=SpoolDirectory(config.spool_dir, config.spool_bytes, self._runtime),
+            directory=SpoolDirectory(
+                config.spool_dir, config.spool_bytes, self._runtime, self._destination
+            ),
             check=self._encoder.check,
             bytes_max=config.spool_bytes,
             memory_events=config.buffer_events,
@@ -184,6 +190,7 @@ class Pipeline:
             traffic=self._traffic,
             seconds_left=self._pace.seconds_left,
             open_adapter=self._open_adapter,
+            mode=None if self._destination is None else self._destination.mode,
         )
         delivery = Delivery(
             runtime,
@@ -246,6 +253,10 @@ class Pipeline:
         self._buffer.tend()
         return self._buffer.adoptions > 0
 
+    def recover_all(self) -> bool:
+        """Take over all that dead processes left; False: there may be more, ask again."""
+        return self._buffer.recover_all()
+
     @property
     def closed(self) -> bool:
         """See `MeterAgent.closed`."""
@@ -276,7 +287,7 @@ class Pipeline:
             nobody_sends=self._flusher.nobody_sends,
             key_refused=self._traffic.key_refused,
             requests_fail=self._pace.failing,
-            spool_fails=self._buffer.is_makeshift,
+            others=self._buffer.problems(),
         )
 
     def room(self) -> Room:

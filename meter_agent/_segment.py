@@ -1,10 +1,8 @@
 """One segment of the spool: a mapped file, or a piece of memory where no file can be had.
 
-A segment belongs to one process at a time, which is proved by a POSIX lock on the file: it ends
-with the process, however that ends, and a child of `fork` has no part in it. (A lock of `flock`
-would be shared with children.) Within the process such a lock means nothing: it can be taken twice,
-and is lost when the file is closed through any other descriptor. So whoever makes or adopts a
-segment claims its name first, and opens no file whose name is claimed.
+A segment belongs to one process at a time; `_segment_lock.py` says how that is proved. Within an
+interpreter, whoever makes or adopts a segment claims its name first, and opens no file whose name
+is claimed.
 
 The process that owns a segment writes to it through the mapping. The pages are the kernel's: what
 has been copied there survives the process.
@@ -13,89 +11,20 @@ has been copied there survives the process.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import mmap
 import os
-import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from meter_agent import _spool_format as form
 from meter_agent._identifier import identifier_prefix
+from meter_agent._segment_lock import Claim, unclaim
+from meter_agent._spool_header import HEADER_BYTES
 
-__all__ = ["Claim", "Segment", "claim", "claim_file", "living_owner", "lock", "unclaim"]
-
-# `struct flock` of the platform, for `F_GETLK`.
-_FLOCK = struct.Struct("qqihh" if sys.platform == "darwin" else "hhqqi0q")
+__all__ = ["Segment"]
 
 _GIL_IS_OFF = not getattr(sys, "_is_gil_enabled", lambda: True)()
-
-Claim = tuple[int, int, int, str]
-"""Process, device and inode of the directory, name; or of the file itself, without a name.
-
-A child of `fork` has another process id.
-"""
-
-_claims: dict[Claim, object] = {}
-
-
-def claim(directory: os.stat_result, name: str) -> Claim | None:
-    """Reserve the file *name* for the caller; None: another agent of this process has it."""
-    return _claim(directory, name)
-
-
-def claim_file(file: os.stat_result) -> Claim | None:
-    """Reserve a file whatever its name; None: this process has it, under another name perhaps.
-
-    A backup that makes hard links gives a file a second name. To open and close it under that one
-    would end the lock.
-    """
-    return _claim(file, "")
-
-
-def _claim(status: os.stat_result, name: str) -> Claim | None:
-    key = os.getpid(), status.st_dev, status.st_ino, name
-    mine = object()
-    # One step, so that of two threads one gets it.
-    return key if _claims.setdefault(key, mine) is mine else None
-
-
-def unclaim(key: Claim) -> None:
-    """Let go of a name."""
-    _claims.pop(key, None)
-
-
-def lock(descriptor: int) -> bool:
-    """Take the lock of a segment; False: another process has it."""
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in {errno.EACCES, errno.EAGAIN}:
-            return False
-        raise
-    # The owner may have removed the file between our opening and locking it.
-    return os.fstat(descriptor).st_nlink > 0
-
-
-def living_owner(descriptor: int) -> int | None:
-    """Return the id of the process that has the lock of a segment; None: no living process has it.
-
-    0 where that process cannot be seen, in another container. This process itself is never found:
-    claim its name before opening the file.
-
-    The kernel is only asked. Taking the lock and giving it back would tell as much, but whoever
-    came to adopt the segment in that moment would pass it over, and a process that is just making
-    it would give it up.
-    """
-    if sys.platform == "darwin":
-        question = _FLOCK.pack(0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET)
-        _, _, process_id, kind, _ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
-    else:
-        question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, process_id = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
-    return None if kind == fcntl.F_UNLCK else max(0, process_id)
 
 
 class Segment:
@@ -106,6 +35,7 @@ class Segment:
         data: The mapped bytes.
         path: The file; None for a piece of memory.
         end: Up to where there may be records; None: as far as this process writes.
+        records_at: Where the first record begins.
     """
 
     def __init__(
@@ -115,8 +45,10 @@ class Segment:
         *,
         path: Path | None = None,
         end: int | None = None,
+        records_at: int = HEADER_BYTES,
     ) -> None:
         self._data = data
+        self.records_at = records_at
         self.path = path
         self.bytes = len(data)
         self.recovered = end is not None
@@ -127,9 +59,9 @@ class Segment:
         """Whether others will find it when this process is gone."""
         # Where the next one begins and how many came before it, in one store: a signal handler that
         # raises in the middle of the counting leaves the old state or the new one.
-        self._counted = form.HEADER_BYTES, 0
-        self._taken = form.HEADER_BYTES, 0
-        self._perhaps_sent_through = form.HEADER_BYTES
+        self._counted = records_at, 0
+        self._taken = records_at, 0
+        self._perhaps_sent_through = records_at
         self._ended = 0
         self._prefix = identifier_prefix(prefix)
         self._end = end
@@ -254,7 +186,7 @@ class Segment:
         """Look through a segment of another process; returns what is damaged in it."""
         damages: list[form.Damage] = []
         events, first = 0, self.written_through()
-        for piece in form.scan(self._data, form.HEADER_BYTES, self.written_through()):
+        for piece in form.scan(self._data, self.records_at, self.written_through()):
             if isinstance(piece, form.Damage):
                 damages.append(piece)
             elif piece.mark != form.SETTLED:

@@ -35,6 +35,8 @@ class SegmentLine:
     def __init__(self, supply: SegmentSupply) -> None:
         self._supply = supply
         self._account = _Account()
+        self.added = 0
+        """How many segments have ever come into the line."""
 
     def __len__(self) -> int:
         return len(self._account.segments)
@@ -69,6 +71,7 @@ class SegmentLine:
 
     def add(self, segment: Segment) -> None:
         """Put *segment* at the end."""
+        self.added += 1
         account = self._account
         self._account = account._replace(segments=(*account.segments, segment))
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import mmap
 
-from meter_agent import _spool_format as form
 from meter_agent._health import Room
 from meter_agent._identifier import draw_prefix
 from meter_agent._runtime import Runtime
 from meter_agent._segment import Segment
 from meter_agent._spool_directory import SpoolDirectory, SpoolFullError
+from meter_agent._spool_header import HEADER_BYTES
 from meter_agent._spool_troubles import SpoolTroubles
 
 __all__ = ["SEGMENT_BYTES_MAX", "SEGMENT_BYTES_MIN", "SegmentSupply"]
@@ -123,7 +123,7 @@ class SegmentSupply:
             data = mmap.mmap(-1, size)
         except (OSError, MemoryError):
             return None
-        data.seek(form.HEADER_BYTES)
+        data.seek(HEADER_BYTES)
         return Segment(draw_prefix(self._runtime), data)
 
     def remove(self, segment: Segment) -> None:

@@ -24,7 +24,7 @@ from meter_agent import _spool_format as form
 from meter_agent._batch import Batch
 from meter_agent._event import EventTuple, MeterEvent
 from meter_agent._event_buffer import NEVER, EventBuffer, Record, Terms
-from meter_agent._health import Room
+from meter_agent._health import Problem, Room
 from meter_agent._ledger import Counts, DropReason, Outcome
 from meter_agent._runtime import Runtime
 from meter_agent._segment import Segment
@@ -33,6 +33,7 @@ from meter_agent._segment_supply import SegmentSupply
 from meter_agent._spool_body import decode, recorded_at
 from meter_agent._spool_care import SpoolCare
 from meter_agent._spool_directory import SpoolDirectory
+from meter_agent._spool_header import HEADER_BYTES
 from meter_agent._spool_record import recorder
 from meter_agent._spool_troubles import SpoolTroubles
 from meter_agent._written_line import WrittenLine
@@ -182,7 +183,7 @@ class SpoolBuffer(EventBuffer):
             while self._refusal is None:
                 if self._own.gate.try_write(record):
                     return True
-                if not self._make_room(form.HEADER_BYTES + len(record)):
+                if not self._make_room(HEADER_BYTES + len(record)):
                     return False
             return False
 
@@ -211,11 +212,14 @@ class SpoolBuffer(EventBuffer):
         """Return what the files of all processes take of *spool_bytes*."""
         return self._supply.room()
 
-    @property
-    def is_makeshift(self) -> bool:
-        """Whether memory has taken over from the disk."""
+    def problems(self) -> dict[Problem, str]:
+        """Return what is wrong with the files of the spool."""
+        problems = self._care.problems()
         current = self._own.current
-        return not self._supply.makes_files or (current is not None and current.path is None)
+        if not self._supply.makes_files or (current is not None and current.path is None):
+            # Memory has taken over from the disk.
+            problems[Problem.SPOOL_FAILS] = "the spool cannot be written; the log says why"
+        return problems
 
     def set_alarm(self, length: int) -> None:
         """Ask to be woken when about *length* events wait. Look at `len()` afterwards."""
@@ -373,6 +377,10 @@ class SpoolBuffer(EventBuffer):
         """Adopt what dead processes left, make the next segment ready, sync, tell of trouble."""
         if self._refusal is None or self.needs_tending:
             self._care.tend()
+
+    def recover_all(self) -> bool:
+        """Take over all that dead processes left; False: there may be more, ask again."""
+        return self._care.recover_all()
 
     def seconds_until_tending(self) -> float | None:
         """Return when `tend()` has something to do again, at the latest."""

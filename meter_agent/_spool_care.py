@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from meter_agent import _spool_format as form
+from meter_agent._health import Problem
 from meter_agent._runtime import Runtime
 from meter_agent._segment import Segment
 from meter_agent._segment_line import SegmentLine
 from meter_agent._segment_supply import SegmentSupply
 from meter_agent._spool_directory import SpoolDirectory
+from meter_agent._spool_header import HEADER_BYTES
 from meter_agent._spool_troubles import SpoolTroubles
 from meter_agent._written_line import WrittenLine
 
@@ -74,6 +75,8 @@ class SpoolCare:
         self.quarantined = 0
         """Damaged places found in adopted files."""
         self._left_behind = False
+        self._nothing_left = False
+        self._foreign: list[str] = []
         self._looked_at = self._synced_at = float("-inf")
         self._synced: object = self._progress()
         self._counted_before = 0
@@ -118,16 +121,36 @@ class SpoolCare:
             return float("-inf")
         return self._looked_at + ADOPT_SECONDS
 
+    def problems(self) -> dict[Problem, str]:
+        """Return what the last look at the directory found wrong, in words."""
+        if not (foreign := self._foreign):
+            return {}
+        found = f"{len(foreign)} in {self._directory.path}"
+        return {Problem.FOREIGN_EVENTS: f"segments are left alone, {found}; {foreign[0]}"}
+
     # -- what dead processes left --------------------------------------------------------------
+
+    def recover_all(self) -> bool:
+        """Look now, also for segments of version 1; False: there may be more, ask again."""
+        self._directory.takes_version_1 = True
+        self._nothing_left = False
+        self._looked_at = float("-inf")
+        self.tend()
+        return self._nothing_left
 
     def _adopt(self) -> None:
         self._left_behind = False
+        takes_all = self._directory.takes_version_1
+        found = self._adopted.added
         try:
             self._adopt_segments()
         except Exception as error:  # noqa: BLE001 - whatever ails the disk, sending goes on
             self._troubles.failed(error)
         for reason in self._directory.left_alone():
             self._troubles.note("meter_agent.spool_file_left_alone", error=reason)
+        self._foreign = self._directory.foreign()
+        nothing_found = not self._left_behind and self._adopted.added == found
+        self._nothing_left = takes_all and nothing_found
 
     def _adopt_segments(self) -> None:
         if len(self._adopted) >= _ADOPTED_SEGMENTS_MAX:
@@ -136,12 +159,14 @@ class SpoolCare:
         for segment, damages in self._directory.adopt():
             with self._lock:
                 if self._is_sealed():
-                    segment.release()
+                    if segment is not None:
+                        segment.release()
                     return
                 self.quarantined += len(damages)
-                self._adopted.add(segment)
-                if segment.open:
-                    self._troubles.note("meter_agent.spool_recovered", events=segment.open)
+                if segment is not None:
+                    self._adopted.add(segment)
+                    if segment.open:
+                        self._troubles.note("meter_agent.spool_recovered", events=segment.open)
                 for damage in damages:
                     self._troubles.note("meter_agent.spool_damaged", error=damage)
                 self._adopted.clear_away()
@@ -157,7 +182,7 @@ class SpoolCare:
             if self._is_deleted(self._own.prepared):
                 self._own.prepared = None
             if self._is_deleted(self._own.current) and self._is_open():
-                self._own.begin(form.HEADER_BYTES, self._lock)
+                self._own.begin(HEADER_BYTES, self._lock)
             # Nothing since the last look, and nothing waits: others may need the room.
             self._own.count()
             if self._own.counted == self._counted_before and self._own.give_back_current():
@@ -184,7 +209,7 @@ class SpoolCare:
             self._make_next()
             with self._lock:
                 if self._own.prepared is not None and self._is_open():
-                    self._own.begin(form.HEADER_BYTES, self._lock)
+                    self._own.begin(HEADER_BYTES, self._lock)
 
     def _prepare(self) -> None:
         with self._lock:

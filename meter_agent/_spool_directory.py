@@ -1,38 +1,57 @@
-"""The directory of the spool: making segments, adopting those of dead processes, keeping damage.
+"""The directory of the spool: making segments, and recovering those of dead processes.
 
 Any number of processes share a directory, and nothing but the files in it tells them about each
 other. What a segment will take is in its name from the moment the file exists, still empty: whoever
 wants to make one puts its name there first and adds all names up afterwards, so that together they
 never take more than *spool_bytes*. Two that reach for the last place at once may both draw back.
+
+Events go to the destination in the header of their segment and to no other. Segments for another
+one are left alone. Version 1 does not say for whom its events are. The rule is: an agent takes such
+a segment while nothing in the directory is, or could be, somebody else's: no segment for another
+destination, alive or not, and no living process that writes version 1. `spool replay` takes it in
+any case: who runs that command has said with which settings.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import os
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from meter_agent import _spool_format as form
-from meter_agent._identifier import PREFIX_BYTES, draw_prefix
+from meter_agent._destination import NOT_SAID, Destination
+from meter_agent._identifier import draw_prefix
+from meter_agent._quarantine import Quarantine
 from meter_agent._runtime import Runtime
-from meter_agent._segment import Claim, Segment, claim, claim_file, lock, unclaim
+from meter_agent._segment import Segment
+from meter_agent._segment_lock import (
+    Claim,
+    claim,
+    claim_file,
+    claimed_for,
+    lock,
+    name_owner,
+    this_process,
+    unclaim,
+)
+from meter_agent._segment_name import (
+    DestinationNotSaidError,
+    ForeignDestinationError,
+    ForeignSegmentError,
+    check_destination,
+    entries,
+    length_in,
+    name_of,
+    prefix_in,
+    segment_names,
+)
+from meter_agent._spool_header import HEADER_BYTES, VERSION, Header, read_header
 
-__all__ = [
-    "ForeignSegmentError",
-    "SpoolDirectory",
-    "SpoolFullError",
-    "allocate",
-    "identify",
-    "segment_names",
-]
+__all__ = ["SpoolDirectory", "SpoolFullError", "allocate"]
 
-_NAME = re.compile(r"(?P<at>[0-9]{13})-(?P<prefix>[0-9a-f]{20})-(?P<bytes>[0-9]+)\.segment")
-_OPEN_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+_OPEN_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _NAMES_TRIED = 10
 _ZEROS_BYTES = 1 << 16
@@ -46,10 +65,6 @@ class SpoolFullError(Exception):
     """The segments of all processes take as much as *spool_bytes* allows."""
 
 
-class ForeignSegmentError(Exception):
-    """A file that only looks like a segment of ours; the message ends "left alone: ..."."""
-
-
 class SpoolDirectory:
     """The segments of all processes in one directory.
 
@@ -57,13 +72,26 @@ class SpoolDirectory:
         path: The directory. It is made when it is missing, with mode 0700.
         bytes_max: What all segments and quarantined pieces together may take.
         runtime: Clocks and randomness.
+        destination: Where the events are sent that are recorded here.
     """
 
-    def __init__(self, path: str | os.PathLike[str], bytes_max: int, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        bytes_max: int,
+        runtime: Runtime,
+        destination: Destination = NOT_SAID,
+    ) -> None:
         self.path = Path(path)
         self._bytes_max = bytes_max
         self._runtime = runtime
-        self._left_alone: dict[str, str] = {}
+        self._destination = destination
+        self._quarantine = Quarantine(self.path, self._bytes_left)
+        self.takes_version_1 = False
+        """Whether a segment that does not say for whom it is, is taken in any case."""
+        self._others_seen = False
+        self._left_alone: dict[str, ForeignSegmentError] = {}
+        self._told: set[str] = set()
 
     # -- making --------------------------------------------------------------------------------
 
@@ -83,22 +111,19 @@ class SpoolDirectory:
         status = self.check()
         prefix = draw_prefix(self._runtime)
         now = self._runtime.clock.time()
-        name = f"{max(0, int(now * 1000)):013d}-{prefix.hex()}-{segment_bytes}.segment"
+        name = name_of(now, prefix, segment_bytes)
         path = self.path / name
         # Before the file is there: another agent of this process may be looking for orphans.
-        keys = [claim(status, name)]
+        keys = [claim(status, name, self._destination)]
         descriptor = segment = None
         try:
             descriptor = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, mode=0o600)
             keys.append(claim_file(os.fstat(descriptor)))
             self._lock_new(descriptor)
             allocate(descriptor, segment_bytes)
-            header = form.Header(
-                form.VERSION, segment_bytes, prefix, now, self._runtime.process_id()
-            )
-            os.pwrite(descriptor, header.to_bytes(), 0)
+            self._write_header(descriptor, segment_bytes, prefix, now)
             data = mmap.mmap(descriptor, segment_bytes)
-            data.seek(form.HEADER_BYTES)
+            data.seek(HEADER_BYTES)
             segment = Segment(prefix, data, path=path)
             segment.take_charge(descriptor, (*filter(None, keys),))
         except BaseException:
@@ -114,6 +139,19 @@ class SpoolDirectory:
         else:
             return segment
 
+    def _write_header(self, descriptor: int, segment_bytes: int, prefix: bytes, now: float) -> None:
+        header = Header(
+            VERSION,
+            segment_bytes,
+            prefix,
+            now,
+            self._runtime.process_id(),
+            os.fstat(descriptor).st_ino,
+            self._destination,
+        )
+        os.pwrite(descriptor, header.to_bytes(), 0)
+        name_owner(descriptor, this_process())
+
     def _lock_new(self, descriptor: int) -> None:
         # Whoever adopts at this very moment takes the empty file for that of a dead process.
         if not lock(descriptor):
@@ -123,14 +161,11 @@ class SpoolDirectory:
 
     def bytes_reserved(self) -> int:
         """Return what the segments of all processes and the quarantine take on the disk."""
-        total = 0
-        for entry in _entries(self.path):
-            match = _NAME.fullmatch(entry.name)
-            if match is not None:
-                total += int(match["bytes"])
-            elif entry.name == "quarantine":
-                total += sum(_size(piece) for piece in _entries(Path(entry.path)))
-        return total
+        lengths = (length_in(entry.name) or 0 for entry in entries(self.path))
+        return sum(lengths) + self._quarantine.bytes_taken()
+
+    def _bytes_left(self) -> int:
+        return self._bytes_max - self.bytes_reserved()
 
     def sync(self) -> None:
         """Have the kernel write the names of the files to the disk now."""
@@ -169,150 +204,144 @@ class SpoolDirectory:
         """Return the names of all segments, oldest first."""
         return segment_names(self.path)
 
-    def adopt(self) -> Iterator[tuple[Segment, list[str]]]:
+    def adopt(self) -> Iterator[tuple[Segment | None, list[str]]]:
         """Yield each segment whose process is dead, with what was damaged in it, told in words.
 
         From the moment it is yielded it belongs to this process. What is damaged has been copied to
-        the quarantine. Empty files are deleted, and segments of a later version left alone.
+        the quarantine; None in place of a segment: all of it was moved there. Empty files are
+        deleted. Segments of a later version or for another destination are left alone.
 
         Raises:
             OSError: The directory cannot be read, or, after all others were adopted, a file in it.
         """
         status = self.check()
-        trouble: OSError | None = None
+        troubles: list[OSError] = []
+        self._left_alone = {}
+        self._version_1: list[str] = []
+        self._others_seen = False
         for name in self.names():
-            if name in self._left_alone or (key := claim(status, name)) is None:
-                continue
-            adopted = None
-            try:
-                adopted = self._adopt(name, key)
-            except FileNotFoundError:
-                continue  # its events have ended
-            except OSError as error:
-                # A file that cannot be opened must not keep the events in the files behind it.
-                trouble = trouble or error
-            finally:
-                if adopted is None:
-                    unclaim(key)
+            adopted = self._try_to_adopt(status, name, troubles, not_said=self.takes_version_1)
             if adopted is not None:
                 yield adopted
-        if trouble is not None:
+        # Version 1 comes last: whether it is taken depends on what else is here.
+        for name in self._version_1 if not self._others_seen else ():
+            adopted = self._try_to_adopt(status, name, troubles, not_said=True)
+            if adopted is not None:
+                yield adopted
+        # A file that cannot be opened must not keep the events in the files behind it.
+        for trouble in troubles:
             raise trouble
+
+    def _try_to_adopt(
+        self, status: os.stat_result, name: str, troubles: list[OSError], *, not_said: bool
+    ) -> tuple[Segment | None, list[str]] | None:
+        key = claim(status, name, self._destination)
+        if key is None:
+            destination = claimed_for(status, name)
+            if destination is not None and not destination.agrees_with(self._destination):
+                self._others_seen = True
+            return None
+        self._left_alone.pop(name, None)
+        adopted = None
+        try:
+            adopted = self._adopt(name, key, not_said=not_said)
+        except FileNotFoundError:
+            pass  # its events have ended
+        except ForeignSegmentError as error:
+            self._left_alone[name] = error
+            if isinstance(error, DestinationNotSaidError):
+                self._version_1.append(name)
+            elif isinstance(error, ForeignDestinationError):
+                self._others_seen = True
+        except OSError as error:
+            troubles.append(error)
+        finally:
+            if adopted is None or adopted[0] is None:
+                unclaim(key)
+        return adopted
 
     def left_alone(self) -> list[str]:
         """Return which files were left alone, and why; each is told once."""
-        told = [reason for reason in self._left_alone.values() if reason]
-        self._left_alone = dict.fromkeys(self._left_alone, "")
-        return told
+        new = {name: error for name, error in self._left_alone.items() if name not in self._told}
+        self._told |= new.keys()
+        return [f"{name}: {error}" for name, error in new.items()]
 
-    def _adopt(self, name: str, key: Claim) -> tuple[Segment, list[str]] | None:
+    def foreign(self) -> list[str]:
+        """Return which segments are not sent because of their destination, and why."""
+        kinds = ForeignDestinationError, DestinationNotSaidError
+        left = self._left_alone.items()
+        return [f"{name}: {error}" for name, error in left if isinstance(error, kinds)]
+
+    def _adopt(
+        self, name: str, key: Claim, *, not_said: bool
+    ) -> tuple[Segment | None, list[str]] | None:
         path = self.path / name
         file_key = claim_file(os.stat(path, follow_symlinks=False))
         if file_key is None:
             return None  # a second name of one of ours
-        segment = None
+        adopted = None
         try:
-            segment = self._open_if_orphan(path, (key, file_key))
+            adopted = self._open_if_stale(path, (key, file_key), not_said=not_said)
         finally:
-            if segment is None:
+            if adopted is None or adopted[0] is None:
                 unclaim(file_key)
-        if segment is None:
-            return None
+        return adopted
+
+    def _open_if_stale(
+        self, path: Path, keys: tuple[Claim, ...], *, not_said: bool
+    ) -> tuple[Segment | None, list[str]] | None:
+        descriptor = os.open(path, _OPEN_FLAGS)
+        segment: Segment | None = None
+        try:
+            # Before the lock: whose it is must find it free.
+            header = read_header(os.pread(descriptor, HEADER_BYTES, 0))
+            if header is not None:
+                check_destination(header, self._destination, not_said=True)
+            if not lock(descriptor):
+                self._others_seen |= header is not None and header.version == 1
+                return None
+            # Its owner may have written it meanwhile.
+            header = read_header(os.pread(descriptor, HEADER_BYTES, 0))
+            if header is None:
+                return self._keep_without_header(path, descriptor)
+            check_destination(header, self._destination, not_said=not_said)
+            segment = self._open(path, descriptor, header)
+            segment.take_charge(descriptor, keys)
+        finally:
+            if segment is None or not segment.in_charge:
+                os.close(descriptor)
         damages = [
-            self._quarantine(path.name, damage, segment.read(*damage), "no intact record")
+            self._quarantine.keep(path.name, damage, segment.read(*damage), "no intact record")
             for damage in segment.count_recovered()
         ]
         return segment, damages
 
-    def _open_if_orphan(self, path: Path, keys: tuple[Claim, ...]) -> Segment | None:
-        descriptor = os.open(path, _OPEN_FLAGS)
-        segment = None
-        try:
-            if lock(descriptor):
-                segment = self._open(path, descriptor)
-            if segment is not None:
-                segment.take_charge(descriptor, keys)
-        finally:
-            if segment is None or not segment.in_charge:
-                os.close(descriptor)
-        return segment
-
-    def _open(self, path: Path, descriptor: int) -> Segment | None:
+    def _open(self, path: Path, descriptor: int, header: Header) -> Segment:
         size = os.fstat(descriptor).st_size
-        if size < form.HEADER_BYTES and _prefix_of(path.name) is not None:
+        if header.version == VERSION:
+            name_owner(descriptor, this_process())
+        data = mmap.mmap(descriptor, size)
+        return Segment(header.prefix, data, path=path, end=size, records_at=header.records_at)
+
+    def _keep_without_header(self, path: Path, descriptor: int) -> tuple[None, list[str]] | None:
+        # Nobody knows for whom its events are, nor their identifiers: the name says them as well,
+        # but that of a copy may be another one, and its events would be billed a second time.
+        if prefix_in(path.name) is None:
+            raise ForeignSegmentError("neither its header nor its name is that of a segment")
+        size = os.fstat(descriptor).st_size
+        if not any(_pieces(descriptor)):
             path.unlink(missing_ok=True)  # its process died while making it
             return None
-        try:
-            prefix = identify(path.name, os.pread(descriptor, form.HEADER_BYTES, 0))
-        except ForeignSegmentError as error:
-            self._left_alone[path.name] = f"{path.name}: {error}"
-            return None
-        data = mmap.mmap(descriptor, size)
-        return Segment(prefix, data, path=path, end=size)
-
-    # -- quarantine ----------------------------------------------------------------------------
-
-    def _quarantine(self, name: str, damage: form.Damage, data: bytes, reason: str) -> str:
-        told = f"{name}: {reason} in bytes {damage.offset} to {damage.end}"
-        folder = self.path / "quarantine"
-        facts = {"segment": name, "offset": damage.offset, "end": damage.end, "reason": reason}
-        why = json.dumps(facts).encode() + b"\n"
-        try:
-            if self.bytes_reserved() + len(data) + len(why) > self._bytes_max:
-                return f"{told}; not kept, the spool is full"
-            folder.mkdir(mode=0o700, exist_ok=True)
-            stem = f"{name.removesuffix('.segment')}-{damage.offset}"
-            _write(folder / f"{stem}.bytes", data)
-            _write(folder / f"{stem}.json", why)
-        except OSError as error:
-            return f"{told}; not kept: {error}"
-        return f"{told}; kept in {folder}"
+        reason = "its header is damaged, and nobody knows the identifiers of its events"
+        return None, [self._quarantine.keep_file(path, size, reason)]
 
 
-def segment_names(path: Path) -> list[str]:
-    """Return the names of all segments in the directory at *path*, oldest first."""
-    return sorted(e.name for e in _entries(path) if e.name.endswith(".segment"))
-
-
-def identify(name: str, head: bytes) -> bytes:
-    """Return the first bytes of the identifiers in a segment, from its *head* or else its *name*.
-
-    Raises:
-        ForeignSegmentError: It is to be left alone.
-    """
-    header = form.read_header(head)
-    if header is not None and header.version > form.VERSION:
-        raise ForeignSegmentError(
-            f"it is of version {header.version}, and this package reads {form.VERSION}"
-        )
-    prefix = header.prefix if header is not None else _prefix_of(name)
-    if prefix is None:
-        raise ForeignSegmentError("neither its header nor its name is that of a segment")
-    return prefix
-
-
-def _prefix_of(name: str) -> bytes | None:
-    match = _NAME.fullmatch(name)
-    prefix = bytes.fromhex(match["prefix"]) if match is not None else b""
-    return prefix if len(prefix) == PREFIX_BYTES else None
-
-
-def _entries(path: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(path) as entries:
-        return list(entries)
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    try:
-        return entry.stat(follow_symlinks=False).st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode=0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
+def _pieces(descriptor: int) -> Iterator[bytes]:
+    # The content without zeros, piece by piece.
+    at = 0
+    while piece := os.pread(descriptor, _ZEROS_BYTES, at):
+        at += len(piece)
+        yield piece.strip(b"\0")
 
 
 def allocate(descriptor: int, size: int) -> None:

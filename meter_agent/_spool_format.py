@@ -1,8 +1,8 @@
-"""The bytes of a spool segment: header, records, marks. See docs/reference/spool-format.md.
+"""The records of a spool segment and their marks. See docs/reference/spool-format.md.
 
-Everything is little-endian. A segment is a header of 64 bytes, then records without gaps, then
-zeros up to the end of the file. Nothing that is written is ever moved, and nothing is overwritten
-but the mark of a record.
+Numbers are little-endian. A segment is a header (`_spool_header.py`), then records without gaps,
+then zeros up to the end of the file. Nothing that is written is ever moved, and nothing is
+overwritten but the mark of a record and the owner in the header.
 
 What is read here may have been damaged in any way. Nothing raises for that: what is not exactly as
 it was written is not a record.
@@ -17,32 +17,20 @@ from typing import NamedTuple
 from zlib import crc32
 
 __all__ = [
-    "HEADER_BYTES",
     "MARK_AT",
     "NEVER_ATTEMPTED",
     "RECORD_HEAD",
     "RECORD_MAGIC",
     "RECORD_OVERHEAD_BYTES",
     "SETTLED",
-    "VERSION",
     "Damage",
-    "Header",
     "Record",
     "attempted_mark",
-    "read_header",
     "read_mark",
     "record_bytes",
     "scan",
     "write_mark",
 ]
-
-VERSION = 1
-
-# As in PNG: a byte beyond ASCII shows a channel of 7 bits, the line end a transfer as text.
-_MAGIC = b"\x89MTRSP\r\n"
-_HEADER = struct.Struct("<8sHHIQ10s6xdI8x")
-_HEADER_CRC = struct.Struct("<I")
-HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
 
 # 0xFF is in no UTF-8 text, so that the body of a record never looks like the start of another.
 RECORD_MAGIC = b"\xffMEv"
@@ -56,45 +44,6 @@ NEVER_ATTEMPTED = 0
 SETTLED = int.from_bytes(b"\x5aSETTLE\xa5", "little")
 _ATTEMPTED = 0xA7
 _TIME_LIMIT = 1 << 32
-
-
-class Header(NamedTuple):
-    """What a segment says about itself."""
-
-    version: int
-    segment_bytes: int
-    """Length of the file."""
-    prefix: bytes
-    """The first 10 bytes of the identifiers of its events."""
-    created_at: float
-    """Unix seconds."""
-    process_id: int
-    """Who made it. For people to read: process ids are used again."""
-
-    def to_bytes(self) -> bytes:
-        """Return the header as it stands at the beginning of the file."""
-        head = _HEADER.pack(
-            _MAGIC,
-            self.version,
-            HEADER_BYTES,
-            self.process_id,
-            self.segment_bytes,
-            self.prefix,
-            self.created_at,
-            0,
-        )
-        return head + _HEADER_CRC.pack(crc32(head))
-
-
-def read_header(data: bytes | mmap) -> Header | None:
-    """Return the header, or None where it is damaged or of something else."""
-    head = data[: _HEADER.size]
-    if len(data) < HEADER_BYTES or head[:8] != _MAGIC:
-        return None
-    if _HEADER_CRC.unpack_from(data, _HEADER.size)[0] != crc32(head):
-        return None
-    _, version, _, process_id, segment_bytes, prefix, created_at, _ = _HEADER.unpack(head)
-    return Header(version, segment_bytes, prefix, created_at, process_id)
 
 
 class Record(NamedTuple):

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from meter_agent import _spool_format as form
 from meter_agent._identifier import identifier_prefix
-from meter_agent._segment import claim, living_owner, unclaim
-from meter_agent._spool_directory import identify, segment_names
+from meter_agent._segment_lock import claim, living_owner, unclaim
+from meter_agent._segment_name import ForeignSegmentError, prefix_in, segment_names
+from meter_agent._spool_header import HEADER_BYTES, VERSION, Header, read_header
 
 __all__ = ["SegmentReading", "SpoolReader"]
 
@@ -45,7 +46,7 @@ class SegmentReading:
     owner: int | None
     """The living process that writes to it or sends from it, 0 if it cannot be seen from here;
     None: it is an orphan."""
-    header: form.Header | None
+    header: Header | None
     """None: damaged, or not written yet."""
     prefix: bytes
     """The first bytes of the identifiers of its events."""
@@ -136,23 +137,37 @@ def _read_segment(name: str, descriptor: int) -> SegmentReading:
     # Asked first: a process that dies while we read leaves nothing half written that was not
     # there before.
     owner = living_owner(descriptor)
-    prefix = identify(name, os.pread(descriptor, form.HEADER_BYTES, 0))
+    header = read_header(os.pread(descriptor, HEADER_BYTES, 0))
+    prefix = _check(name, header)
+    records_at = HEADER_BYTES if header is None else header.records_at
 
     def read() -> tuple[bytes, list[form.Record | form.Damage]]:
         data = _read_all(descriptor, status.st_size)
-        return data, list(form.scan(data, form.HEADER_BYTES, len(data)))
+        return data, list(form.scan(data, records_at, len(data)))
 
     data, pieces, unfinished = _read_beside(read) if owner is not None else (*read(), None)
     return SegmentReading(
         name=name,
         file_bytes=len(data),
         owner=owner,
-        header=form.read_header(data),
+        header=read_header(data),
         prefix=prefix,
         records=tuple(piece for piece in pieces if isinstance(piece, form.Record)),
         damages=tuple(piece for piece in pieces if isinstance(piece, form.Damage)),
         unfinished=unfinished,
     )
+
+
+def _check(name: str, header: Header | None) -> bytes:
+    # The prefix of its identifiers.
+    if header is not None and header.version > VERSION:
+        raise ForeignSegmentError(
+            f"it is of version {header.version}, and this package reads {VERSION}"
+        )
+    prefix = prefix_in(name) if header is None else header.prefix
+    if prefix is None:
+        raise ForeignSegmentError("neither its header nor its name is that of a segment")
+    return prefix
 
 
 def _read_beside(

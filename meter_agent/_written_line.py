@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from meter_agent import _spool_format as form
 from meter_agent._event_buffer import NEVER
 from meter_agent._segment import Segment
 from meter_agent._segment_line import SegmentLine
@@ -142,7 +141,7 @@ class WrittenLine(SegmentLine):
         current = self.segments[-1]
         if not current.counted:
             return _USUAL_RECORD_BYTES
-        return (current.written_through() - form.HEADER_BYTES) / current.counted
+        return (current.written_through() - current.records_at) / current.counted
 
     def wants_preparation(self) -> bool:
         """Whether the current segment is half full and there is no next one yet."""

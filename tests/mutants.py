@@ -391,7 +391,7 @@ MUTANTS = (
     ),
     Mutant(
         "spool: two agents of a process get the same file",
-        "_segment.py",
+        "_segment_lock.py",
         "    return key if _claims.setdefault(key, mine) is mine else None",
         "    return key if _claims.setdefault(key, mine) else None",
     ),

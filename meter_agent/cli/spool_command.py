@@ -126,15 +126,17 @@ def replay(
 ) -> None:
     """Adopt what dead processes left, and deliver it.
 
-    Segments of living processes are not touched. Settings and key are those of the environment.
+    Segments of living processes are not touched, nor those for another account, mode or host.
+    One of version 1 does not say for whom it is, and is sent. Settings and key are those of the
+    environment.
     Ctrl-C ends it at any time: what has not been delivered stays in the spool.
 
-    Exit codes: 3 some events cannot be billed (see dead-letters), 4 the key is refused, 5 nothing
-    was delivered for a while.
+    Exit codes: 3 some events cannot be billed (see dead-letters) or are left alone, 4 the key is
+    refused, 5 nothing was delivered for a while.
     """
     from meter_agent._spool_directory import SpoolDirectory
     from meter_agent.cli.log_lines import warnings_said
-    from meter_agent.cli.printing import print_json
+    from meter_agent.cli.printing import print_json, printable
     from meter_agent.cli.progress import progress
     from meter_agent.cli.spool.replay import replay as deliver
 
@@ -150,6 +152,8 @@ def replay(
         outcome = deliver(config, patience_seconds=patience, shown=shown)
     if outcome.ended != "done":
         click.echo(f"{outcome.ended}; what is left stays in {path}", err=True)
+    if outcome.foreign is not None:
+        click.echo(printable(f"left alone: {outcome.foreign}"), err=True)
     if as_json:
         print_json(outcome.to_document())
     else:

@@ -15,6 +15,7 @@ import pytest
 from meter_agent import _spool_format as form
 from meter_agent._ledger import Outcome
 from meter_agent._runtime import SystemRuntime
+from meter_agent._spool_header import HEADER_BYTES
 from tests.spool.owners import owner, record_one
 from tests.spool.spools import ENCODER, Spool, take, take_all
 
@@ -73,7 +74,10 @@ def test_ls_tells_owners_from_orphans_and_how_far_the_events_have_come(spool: Pa
     assert live["bytes"] == 65_536
     assert 0 <= live["age_seconds"] < 60
     heading, second, first = table.stdout.splitlines()
-    assert " ".join(heading.split()) == "SEGMENT OWNER NEVER SENT MAYBE ACCEPTED ENDED BYTES AGE"
+    names = "SEGMENT OWNER NEVER SENT MAYBE ACCEPTED ENDED BYTES AGE DESTINATION"
+    assert " ".join(heading.split()) == names
+    assert live["destination"] == {"host": "127.0.0.1", "mode": "emulator"}
+    assert second.endswith("127.0.0.1 (emulator)")
     assert first.split()[:6] == [orphan["segment"], "orphan", "3", "2", "1", "65536"]
     assert second.split()[:3] == [live["segment"], "alive", str(process.pid)]
     assert table.stderr == "2 segments, 9 events that have not ended\n"
@@ -144,10 +148,11 @@ def test_what_is_not_ours_is_told_and_the_rest_is_listed(spool: Path) -> None:
 def test_show_prints_each_event_with_its_identifier_and_state(spool: Path) -> None:
     segment = die_with(spool, 5, "seven")
     outcome = run("spool", "show", segment.name[:20], spool)
-    heading, first, second = outcome.stdout.splitlines()
+    destination, heading, first, second = outcome.stdout.splitlines()
     assert outcome.returncode == 0
+    assert destination == "destination: any host (any mode)"
     assert heading.split()[0] == "OFFSET"
-    assert first.split()[0] == "64"
+    assert first.split()[0] == str(HEADER_BYTES)
     assert first.split()[-3:] == ["tokens", "cus_1", "5"]
     assert "invalid: value='seven'" in second
     events = rows(run("spool", "show", segment.name, spool, "--json").stdout)
@@ -216,7 +221,7 @@ def test_verify_tells_the_bytes_that_are_damaged(spool: Path) -> None:
     ("at", "told"),
     [
         (30, "the header is damaged"),
-        (form.HEADER_BYTES + form.MARK_AT, "the mark is damaged"),
+        (HEADER_BYTES + form.MARK_AT, "the mark is damaged"),
         (-1, "no intact record"),
     ],
 )
@@ -238,14 +243,14 @@ def test_verify_tells_a_file_that_was_cut_off_and_one_that_nobody_can_understand
     os.truncate(cut, 500)
     body = b"what?"
     with strange.open("r+b") as file:
-        file.seek(form.HEADER_BYTES)
+        file.seek(HEADER_BYTES)
         head = form.RECORD_HEAD.pack(form.RECORD_MAGIC, len(body), 0, crc32(body))
         file.write(head + body + bytes(100))
     outcome = run("spool", "verify", spool)
     assert outcome.returncode == 1
     assert set(outcome.stdout.splitlines()) == {
         f"{cut.name}: bytes 500 to 65536: the file ends too early",
-        f"{strange.name}: bytes 64 to 89: the record cannot be understood",
+        f"{strange.name}: bytes 1024 to 1049: the record cannot be understood",
     }
 
 

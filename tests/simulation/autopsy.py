@@ -9,6 +9,7 @@ from meter_agent import _spool_format as form
 from meter_agent._batch import Batch
 from meter_agent._segment import Segment
 from meter_agent._spool import SpoolBuffer
+from meter_agent._spool_header import HEADER_BYTES
 from tests.simulation.disk import Found, number_in
 from tests.simulation.scheduler import BrokenPromiseError
 
@@ -23,7 +24,7 @@ def in_memory(buffer: SpoolBuffer) -> set[int]:
         number_in(record.body)
         for segment in buffer._own.segments
         if segment.path is None
-        for record in form.scan(segment._data, form.HEADER_BYTES, segment.written_through())
+        for record in form.scan(segment._data, HEADER_BYTES, segment.written_through())
         if isinstance(record, form.Record) and record.mark != form.SETTLED
     }
 

@@ -12,13 +12,15 @@ from random import Random
 from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
-from meter_agent import _segment, _segment_supply, _spool_directory
+from meter_agent import _segment_lock, _segment_supply, _spool_directory
 from meter_agent import _spool_format as form
+from meter_agent._destination import NOT_SAID, Destination
 from meter_agent._identifier import identifier_prefix
 from meter_agent._runtime import Runtime
 from meter_agent._segment import Segment
 from meter_agent._spool_body import InvalidRecord, decode
 from meter_agent._spool_directory import SpoolDirectory
+from meter_agent._spool_header import HEADER_BYTES, Header
 
 __all__ = ["Disk", "Found", "SimulatedDirectory", "installed", "number_in"]
 
@@ -96,7 +98,7 @@ def number_in(body: bytes) -> int:
 
 
 def _scan(data: bytes) -> Iterator[form.Record | form.Damage]:
-    return form.scan(cast("Any", data), form.HEADER_BYTES, len(data))
+    return form.scan(cast("Any", data), HEADER_BYTES, len(data))
 
 
 def _read(file: Path) -> Iterator[Found]:
@@ -116,8 +118,15 @@ def _read(file: Path) -> Iterator[Found]:
 class SimulatedDirectory(SpoolDirectory):
     """Remembers the segments that a process has opened, and fails with the disk."""
 
-    def __init__(self, disk: Disk, path: str, bytes_max: int, runtime: Runtime) -> None:
-        super().__init__(path, bytes_max, runtime)
+    def __init__(
+        self,
+        disk: Disk,
+        path: str,
+        bytes_max: int,
+        runtime: Runtime,
+        destination: Destination = NOT_SAID,
+    ) -> None:
+        super().__init__(path, bytes_max, runtime, destination)
         self.segments: list[Segment] = []
         self._disk = disk
 
@@ -131,17 +140,16 @@ class SimulatedDirectory(SpoolDirectory):
         self.segments.append(segment)
         return segment
 
-    def _open(self, path: Path, descriptor: int) -> Segment | None:
-        segment = super()._open(path, descriptor)
-        if segment is not None:
-            self.segments.append(segment)
+    def _open(self, path: Path, descriptor: int, header: Header) -> Segment:
+        segment = super()._open(path, descriptor, header)
+        self.segments.append(segment)
         return segment
 
     def let_go(self) -> None:
         """What the kernel does when the process dies: the locks end, the files stay."""
         for segment in self.segments:
             segment.release()
-        _segment._claims.clear()
+        _segment_lock._claims.clear()
 
 
 @contextmanager

@@ -11,7 +11,16 @@ from unittest.mock import patch
 
 import requests  # noqa: F401 - see below
 
-from meter_agent import _buffer, _delivery, _lifecycle, _log, _segment, _sender, _spool, _stream  # noqa: F401 - see below
+from meter_agent import (  # noqa: F401 - see below
+    _buffer,
+    _delivery,
+    _lifecycle,
+    _log,
+    _segment_lock,
+    _sender,
+    _spool,
+    _stream,
+)
 from tests.simulation.scheduler import BrokenPromiseError
 from tests.simulation.shared_world import SharedWorld
 from tests.simulation.spool_world import SpoolWorld
@@ -72,4 +81,4 @@ def undisturbed() -> Iterator[None]:
         gc.enable()
         # A world in which a promise broke stands still: no exit of this process may wait for it.
         _lifecycle._state.pipelines.clear()
-        _segment._claims.clear()
+        _segment_lock._claims.clear()

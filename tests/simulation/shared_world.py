@@ -19,13 +19,14 @@ from meter_agent import (
     Config,
     Stats,
     _lifecycle,
-    _segment,
+    _segment_lock,
     _spool_care,
     _spool_directory,
 )
 from meter_agent._agent import build
-from meter_agent._segment import Claim
+from meter_agent._segment_lock import Claim
 from meter_agent._spool import SpoolBuffer
+from meter_agent._spool_header import HEADER_BYTES
 from meter_agent.sandbox import Fault, Sandbox
 from tests.simulation import autopsy
 from tests.simulation.books import Books
@@ -131,7 +132,7 @@ class SharedWorld:
         self.disk = Disk(directory / f"{seed}.shared")
         shutil.rmtree(self.disk.path, ignore_errors=True)
         self.path = self.disk.path / "dead-letters.jsonl"  # where nothing is to be found
-        self.segment_bytes_min = random.choice((400, 1000, 4000))
+        self.segment_bytes_min = HEADER_BYTES + random.choice((336, 936, 3936))
         self.spool_bytes = self.segment_bytes_min * random.choice((4, 8, 200))
         self.config = Config(
             sandbox_url="http://127.0.0.1:1", spool_dir=self.disk.path, **self.settings
@@ -169,7 +170,7 @@ class SharedWorld:
         with ExitStack() as stack:
             stack.enter_context(installed(self.disk, self.segment_bytes_min))
             for name in ("claim", "claim_file"):
-                claim = noted(getattr(_segment, name))
+                claim = noted(getattr(_segment_lock, name))
                 stack.enter_context(patch.object(_spool_directory, name, claim))
             yield
 
@@ -254,7 +255,7 @@ class SharedWorld:
             segment.release()
         for key in [key for key, number in self._claimed.items() if number == process.number]:
             if key not in self.keys_of_the_living():
-                _segment.unclaim(key)
+                _segment_lock.unclaim(key)
             del self._claimed[key]
         _lifecycle.unregister(process.agent._pipeline)
         process.agent._pipeline._final = Stats()

@@ -19,6 +19,7 @@ from meter_agent import (
 from meter_agent import _spool_format as form
 from meter_agent._ledger import Outcome
 from meter_agent._spool import SpoolBuffer
+from meter_agent._spool_header import HEADER_BYTES
 from tests.simulation import autopsy
 from tests.simulation.books import Books
 from tests.simulation.disk import Disk, Found, SimulatedDirectory, installed
@@ -75,7 +76,7 @@ class SpoolWorld(World):
         self.disk = Disk(directory / f"{seed}.spool")
         shutil.rmtree(self.disk.path, ignore_errors=True)
         self.weather = SpoolWeather(self)
-        self.segment_bytes_min = random.choice((400, 1000, 4000))
+        self.segment_bytes_min = HEADER_BYTES + random.choice((336, 936, 3936))
         self.spool_bytes = self.segment_bytes_min * random.choice((2, 3, 5, 200))
         if random.random() < 0.15:
             self.settings["overflow"] = "drop_oldest"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from meter_agent._batch import Batch
+from meter_agent._destination import NOT_SAID
 from meter_agent._event import EventEncoder
 from meter_agent._event_buffer import Terms
 from meter_agent._ledger import Outcome
@@ -14,6 +15,7 @@ from meter_agent._runtime import Runtime
 from meter_agent._spool import SpoolBuffer
 from meter_agent._spool_body import InvalidRecord
 from meter_agent._spool_directory import SpoolDirectory
+from meter_agent._spool_header import HEADER_BYTES, read_header
 
 ENCODER = EventEncoder()
 MEBIBYTE = 1024 * 1024
@@ -26,6 +28,7 @@ class Spool:
         self.wakes: list[None] = []
         self.said: list[tuple[str, dict[str, Any]]] = []
         spool_bytes = options.pop("bytes_max", 16 * MEBIBYTE)
+        destination = options.pop("destination", NOT_SAID)
         defaults: dict[str, Any] = {
             "memory_events": 1000,
             "sync_seconds": 0.0,
@@ -37,7 +40,7 @@ class Spool:
         self.buffer = SpoolBuffer(
             runtime,
             terms,
-            directory=SpoolDirectory(path, spool_bytes, runtime),
+            directory=SpoolDirectory(path, spool_bytes, runtime, destination),
             check=ENCODER.check,
             bytes_max=spool_bytes,
             say=lambda event, _level, **fields: self.said.append((event, fields)),
@@ -86,19 +89,29 @@ def segments(path: Path) -> list[Path]:
     return sorted(path.glob("*.segment"))
 
 
-def left_by_a_dead_process(path: Path, runtime: Runtime, events: int = 10) -> Path:
+def left_by_a_dead_process(path: Path, runtime: Runtime, events: int = 10, **options: Any) -> Path:
     """One file of *events* events, whose process is dead."""
-    spool = Spool(path, runtime)
+    before = set(segments(path))
+    spool = Spool(path, runtime, **options)
     for n in range(events):
         assert spool.record("tokens", "cus_1", n)
     spool.die()
-    (segment,) = segments(path)
+    (segment,) = set(segments(path)) - before
     return segment
 
 
-def heir_of(path: Path, runtime: Runtime) -> Spool:
+def as_version_1(segment: Path) -> None:
+    """Rewrite a segment as that version would have written it."""
+    content = segment.read_bytes()
+    header = read_header(content)
+    assert header is not None
+    old = header._replace(version=1, inode=0, destination=None).to_bytes()
+    segment.write_bytes((old + content[HEADER_BYTES:]).ljust(len(content), b"\0"))
+
+
+def heir_of(path: Path, runtime: Runtime, **options: Any) -> Spool:
     """One who has adopted what was there."""
-    spool = Spool(path, runtime)
+    spool = Spool(path, runtime, **options)
     spool.buffer.tend()
     return spool
 

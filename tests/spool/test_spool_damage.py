@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from meter_agent import _spool_format as form
 from meter_agent._ledger import Outcome
+from meter_agent._spool_header import HEADER_BYTES, OWNER_AT, VERSION, read_header
 from tests.spool.spools import (
     Spool,
     heir_of,
@@ -63,23 +67,50 @@ def test_a_file_cut_off_at_any_place_gives_what_is_whole(
         assert segments(path) == []
 
 
-def test_a_damaged_header_costs_nothing_because_the_name_says_it_too(
+@given(bit=st.integers(0, 8 * OWNER_AT - 1))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_segment_with_a_damaged_header_is_set_aside_and_bills_nobody(
+    tmp_path: Path, bit: int
+) -> None:
+    runtime = VirtualRuntime()
+    path = tmp_path / str(bit)
+    shutil.rmtree(path, ignore_errors=True)
+    segment = left_by_a_dead_process(path, runtime)
+    content = bytearray(segment.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    segment.write_bytes(content)
+    intact = read_header(bytes(content)) is not None  # the bit is one of the zeros between fields
+    heir = heir_of(path, runtime)
+    assert len(heir.buffer) == (10 if intact else 0)
+    assert heir.buffer.counts().quarantined == (not intact)
+    kept = [file.read_bytes() for file in (path / "quarantine").glob("*.bytes")]
+    assert kept == ([] if intact else [bytes(content)])
+    assert intact or "identifiers" in heir.said[-1][1]["error"]
+    heir.die()
+
+
+def test_a_copy_of_a_segment_under_another_name_whose_header_is_damaged_is_not_billed_again(
     tmp_path: Path, runtime: VirtualRuntime
 ) -> None:
-    spool = Spool(tmp_path, runtime)
-    for n in range(10):
-        spool.record("tokens", "cus_1", n)
-    before = {event.identifier for event in take(spool.buffer).open}
-    spool.die()
-    (segment,) = segments(tmp_path)
-    content = bytearray(segment.read_bytes())
-    for bit in range(8 * form.HEADER_BYTES):
-        damaged = bytearray(content)
-        damaged[bit // 8] ^= 1 << bit % 8
-        segment.write_bytes(damaged)
-        heir = heir_of(tmp_path, runtime)
-        assert {event.identifier for event in take(heir.buffer).open} == before
-        heir.die()
+    segment = left_by_a_dead_process(tmp_path, runtime, events=300)
+    copy = bytearray(segment.read_bytes())
+    copy[20] ^= 1
+    assert len(take_all(heir_of(tmp_path, runtime).buffer)) == 300
+    segment.with_name(f"1795000000001-{'ab' * 10}-65536.segment").write_bytes(copy)
+    runtime.advance(31.0)
+    heir = heir_of(tmp_path, runtime)
+    assert take_all(heir.buffer) == {}
+    assert heir.buffer.counts().quarantined == 1
+    assert segments(tmp_path) == []
+
+
+def test_a_file_without_a_single_byte_of_content_is_deleted(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    segment = left_by_a_dead_process(tmp_path, runtime)
+    segment.write_bytes(bytes(65_536))
+    heir = heir_of(tmp_path, runtime)
+    assert (heir.buffer.counts().quarantined, segments(tmp_path)) == (0, [])
 
 
 def test_a_segment_of_a_later_version_is_left_alone(
@@ -87,14 +118,14 @@ def test_a_segment_of_a_later_version_is_left_alone(
 ) -> None:
     segment = left_by_a_dead_process(tmp_path, runtime)
     content = bytearray(segment.read_bytes())
-    header = form.read_header(bytes(content))
+    header = read_header(bytes(content))
     assert header is not None
-    content[: form.HEADER_BYTES] = header._replace(version=form.VERSION + 1).to_bytes()
+    content[:HEADER_BYTES] = header._replace(version=VERSION + 1).to_bytes()
     segment.write_bytes(content)
     heir = heir_of(tmp_path, runtime)
     assert heir.buffer.counts().recovered == 0
     assert segment.read_bytes() == content
-    assert "version 2" in heir.said[0][1]["error"]
+    assert f"version {VERSION + 1}" in heir.said[0][1]["error"]
 
 
 def test_a_foreign_file_is_left_alone(tmp_path: Path, runtime: VirtualRuntime) -> None:
@@ -124,7 +155,7 @@ def test_events_whose_mark_is_damaged_may_have_been_sent_long_ago(
 ) -> None:
     segment = left_by_a_dead_process(tmp_path, runtime, events=1)
     content = bytearray(segment.read_bytes())
-    content[form.HEADER_BYTES + form.MARK_AT] ^= 1
+    content[HEADER_BYTES + form.MARK_AT] ^= 1
     segment.write_bytes(content)
     batch = take(heir_of(tmp_path, runtime).buffer)
     ((wall, monotonic),) = batch.attempted.values()
@@ -157,7 +188,7 @@ def test_a_damaged_piece_is_kept_only_where_there_is_room_for_it_and_its_reason(
     first.die()
     (path,) = segments(tmp_path)
     with path.open("r+b") as file:
-        file.seek(form.HEADER_BYTES + form.RECORD_OVERHEAD_BYTES)
+        file.seek(HEADER_BYTES + form.RECORD_OVERHEAD_BYTES)
         file.write(b"x")
     second = Spool(tmp_path, runtime, bytes_max=path.stat().st_size + 100)
     second.buffer.tend()

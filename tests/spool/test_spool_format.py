@@ -10,9 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meter_agent import _spool_format as form
-from meter_agent._spool_format import Damage, Header, Record
+from meter_agent._destination import Destination, destination_of
+from meter_agent._spool_format import Damage, Record
+from meter_agent._spool_header import (
+    HEADER_BYTES,
+    OWNER_AT,
+    VERSION,
+    Header,
+    Owner,
+    owner_bytes,
+    read_header,
+    read_owner,
+)
 
-HEADER = Header(form.VERSION, 4096, bytes(range(10)), 1_795_000_000.25, 77)
+HEADER = Header(
+    VERSION,
+    4096,
+    bytes(range(10)),
+    1_795_000_000.25,
+    77,
+    4711,
+    Destination("host", "live", "acct_1"),
+)
+VERSION_1 = HEADER._replace(version=1, inode=0, destination=None)
 BODIES = [b'[1,"tokens","cus_1",1]', b'[2,"tokens","cus_2",22]', b'[3,"t","cus_3","0.5"]']
 
 
@@ -35,19 +55,48 @@ def bodies(pieces: list[Record | Damage]) -> list[bytes]:
     return [piece.body for piece in pieces if isinstance(piece, Record)]
 
 
-def test_a_header_is_read_as_it_was_written() -> None:
-    assert form.read_header(HEADER.to_bytes()) == HEADER
-    assert len(HEADER.to_bytes()) == form.HEADER_BYTES == 64
+TEXTS = st.none() | st.text(max_size=300)
 
 
-def test_a_header_with_any_bit_flipped_or_any_byte_missing_is_none() -> None:
-    whole = HEADER.to_bytes()
-    for bit in range(8 * len(whole)):
+@given(st.builds(destination_of, st.just("https://h:1"), st.text(), account=TEXTS, context=TEXTS))
+def test_a_header_is_read_as_it_was_written(destination: Destination) -> None:
+    header = HEADER._replace(destination=destination)
+    assert read_header(header.to_bytes()) == header
+    assert len(header.to_bytes()) == header.records_at == HEADER_BYTES == 1024
+
+
+def test_a_header_of_version_1_is_read_as_it_was_written() -> None:
+    # Byte by byte, as that version wrote it.
+    written = bytes.fromhex(
+        "894d545253500d0a010040004d00000000100000000000000001020304050607"
+        "0809000000000000000010b061bfda41000000000000000000000000c5604480"
+    )
+    assert VERSION_1.to_bytes() == written
+    assert read_header(written) == VERSION_1
+    assert VERSION_1.records_at == 64
+
+
+@pytest.mark.parametrize("header", [HEADER, VERSION_1], ids=["2", "1"])
+def test_a_header_with_any_bit_flipped_is_none_and_never_another_one(header: Header) -> None:
+    whole = header.to_bytes()
+    assert header.destination is None or len(whole) > OWNER_AT
+    written = len(whole.rstrip(b"\0"))
+    for bit in range(8 * written):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
-        assert form.read_header(bytes(flipped)) is None
-    for length in range(len(whole)):
-        assert form.read_header(whole[:length]) is None
+        assert read_header(bytes(flipped)) is None or 66 <= bit // 8 < 68  # zeros between fields
+    for length in range(written):
+        assert read_header(whole[:length]) is None
+
+
+@given(st.builds(Owner, st.integers(1, 2**32), st.none() | st.integers(0), st.uuids().map(str)))
+def test_an_owner_is_read_as_it_was_written(owner: Owner) -> None:
+    whole = HEADER.to_bytes()
+    assert read_owner(whole) is None
+    block = owner_bytes(owner)
+    data = whole[:OWNER_AT] + block + whole[OWNER_AT + len(block) :]
+    assert len(data) == HEADER_BYTES
+    assert (read_owner(data), read_header(data)) == (owner, HEADER)
 
 
 @given(st.lists(st.binary(min_size=1, max_size=300).filter(lambda b: b"\xff" not in b)))
@@ -94,7 +143,7 @@ def test_any_stretch_of_garbage_costs_nothing_beside_it() -> None:
 
 @given(st.binary(max_size=500))
 def test_no_garbage_at_all_makes_the_reader_fail(garbage: bytes) -> None:
-    assert form.read_header(garbage) is None
+    assert read_header(garbage) is None
     pieces = scan(garbage)
     assert bodies(pieces) == []
     end = 0

@@ -247,6 +247,7 @@ def test_an_interrupt_at_any_line_of_the_making_of_a_file_leaves_none_behind(
         gc.collect()
         if path.exists():
             for segment, _ in directory.adopt():
+                assert segment is not None
                 segment.remove()  # an orphan like any other
             left += [(line, name) for name in os.listdir(path)]
     assert (left, closed_twice) == ([], [])

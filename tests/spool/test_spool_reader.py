@@ -12,8 +12,9 @@ import pytest
 from meter_agent import _spool_format as form
 from meter_agent import _spool_reader
 from meter_agent._runtime import SystemRuntime
-from meter_agent._segment import living_owner
-from meter_agent._spool_directory import ForeignSegmentError
+from meter_agent._segment_lock import living_owner
+from meter_agent._segment_name import ForeignSegmentError
+from meter_agent._spool_header import HEADER_BYTES, VERSION, read_header
 from meter_agent._spool_reader import SegmentReading, SpoolReader
 from tests.spool.owners import adopted_by_another_process, owner, record_one
 from tests.spool.spools import Spool, take, take_all
@@ -181,9 +182,9 @@ def test_damage_that_is_there_in_every_reading_of_a_living_segment_is_damage(
 
 def later_version(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    header = form.read_header(bytes(content))
+    header = read_header(bytes(content))
     assert header is not None
-    content[: form.HEADER_BYTES] = header._replace(version=form.VERSION + 1).to_bytes()
+    content[:HEADER_BYTES] = header._replace(version=VERSION + 1).to_bytes()
     path.write_bytes(content)
 
 

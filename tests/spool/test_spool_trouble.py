@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from meter_agent import _segment
+from meter_agent import _segment_lock
 from meter_agent import _spool_format as form
+from meter_agent._segment import Segment
 from meter_agent._spool_body import decode
 from meter_agent._spool_directory import SpoolDirectory
+from meter_agent._spool_header import HEADER_BYTES
 from tests.spool.spools import MEBIBYTE, Spool, segments, take_all
 from tests.virtual import VirtualRuntime
 
@@ -28,7 +30,7 @@ def test_an_interrupt_at_any_line_of_the_counting_loses_no_event(
     tmp_path: Path, runtime: VirtualRuntime
 ) -> None:
     spool = Spool(tmp_path, runtime)
-    code = _segment.Segment.count.__code__
+    code = Segment.count.__code__
     recorded = struck = 0
     for line in range(60):
         for _ in range(5):
@@ -134,7 +136,7 @@ def test_a_file_that_was_deleted_in_use_is_noticed_told_and_replaced(
 def test_an_adopter_at_the_wrong_moment_is_no_trouble_of_the_disk(
     tmp_path: Path, runtime: VirtualRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, refusals = _segment.lock, [False, False]
+    lock, refusals = _segment_lock.lock, [False, False]
     monkeypatch.setattr(
         "meter_agent._spool_directory.lock", lambda fd: refusals.pop() if refusals else lock(fd)
     )
@@ -157,7 +159,7 @@ def test_a_segment_that_nobody_keeps_lets_go_of_its_file(
 
 
 def test_a_segment_that_was_never_finished_ends_in_silence() -> None:
-    unfinished = _segment.Segment.__new__(_segment.Segment)
+    unfinished = Segment.__new__(Segment)
     unfinished.__del__()
 
 
@@ -242,7 +244,7 @@ def test_a_record_written_while_its_segment_is_sealed_is_in_it(
     spool = Spool(tmp_path, runtime)
     assert spool.record("tokens", "cus_1", 1)
     segment = spool.buffer._own.segments[0]
-    record = segment.read(form.HEADER_BYTES, segment.written_through())
+    record = segment.read(HEADER_BYTES, segment.written_through())
 
     class Mapping:
         """Lets somebody write between the question where the end is and the answer's use."""

@@ -10,7 +10,7 @@ from meter_agent._event import EventEncoder, describe
 from meter_agent._spool_body import InvalidRecord, decode
 from meter_agent._spool_reader import SegmentReading
 from meter_agent.cli.printing import json_line
-from meter_agent.cli.spool.segments import Segments, attempted_at, open_events, when
+from meter_agent.cli.spool.segments import Segments, attempted_at, destination_of, open_events, when
 from meter_agent.exceptions import InvalidEventError
 
 __all__ = ["export_events"]
@@ -49,5 +49,6 @@ def _exported(
         "attempted_at": attempted_at(record),
         "uncertain": record.mark != form.NEVER_ATTEMPTED,
         "segment": segment.name,
+        "destination": destination_of(segment),
         "offset": record.offset,
     }

@@ -11,14 +11,16 @@ import click
 from meter_agent import _spool_format as form
 from meter_agent._spool_body import InvalidRecord, decode
 from meter_agent._spool_reader import SegmentReading
-from meter_agent.cli.printing import Columns, ago, print_json
+from meter_agent.cli.printing import Columns, ago, print_json, printable
 from meter_agent.cli.spool.segments import (
     ENDED,
     MAYBE_ACCEPTED,
     NEVER_SENT,
     Segments,
     attempted_at,
+    destination_of,
     owner_of,
+    shown_destination,
     state_of,
     when,
 )
@@ -29,7 +31,14 @@ __all__ = ["list_segments", "show_segment"]
 def list_segments(segments: Segments, *, as_json: bool) -> None:
     """Print a line for each segment."""
     table = Columns(
-        segment=50, owner=12, never_sent=-10, maybe_accepted=-14, ended=-8, bytes=-8, age=-6
+        segment=50,
+        owner=12,
+        never_sent=-10,
+        maybe_accepted=-14,
+        ended=-8,
+        bytes=-8,
+        age=-6,
+        destination=1,
     )
     total: Counter[str] = Counter()
     found = 0
@@ -46,11 +55,13 @@ def list_segments(segments: Segments, *, as_json: bool) -> None:
                 {"segment": segment.name}
                 | owner_of(segment)
                 | dict(zip(names, counts, strict=True))
+                | {"destination": destination_of(segment)}
                 | {"damaged": len(segment.damages), "bytes": segment.file_bytes}
                 | {"made_at": when(made_at), "age_seconds": None if age is None else round(age, 3)}
             )
         else:
-            table.row(segment.name, _owner(segment), *counts, segment.file_bytes, ago(age))
+            cells = segment.name, _owner(segment), *counts, segment.file_bytes, ago(age)
+            table.row(*cells, shown_destination(segment))
     click.echo(
         f"{found} segments, {total[NEVER_SENT] + total[MAYBE_ACCEPTED]} events that have not ended",
         err=True,
@@ -59,6 +70,8 @@ def list_segments(segments: Segments, *, as_json: bool) -> None:
 
 def show_segment(segment: SegmentReading, *, as_json: bool) -> None:
     """Print a line for each event of *segment*."""
+    if not as_json:
+        click.echo(f"destination: {printable(shown_destination(segment))}")
     table = Columns(offset=-8, recorded_at=24, state=14, identifier=36, event=20, customer=20)
     for record in segment.records:
         event = event_of(segment, record)
@@ -95,6 +108,7 @@ def event_of(segment: SegmentReading, record: form.Record) -> dict[str, Any]:
         }
     return {
         "segment": segment.name,
+        "destination": destination_of(segment),
         "offset": record.offset,
         "state": state_of(record).replace(" ", "_"),
         "recorded_at": when(at),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from meter_agent import Config, MeterAgent, Stats
-from meter_agent._agent import adopt
+from meter_agent._agent import recover_all
+from meter_agent._health import Problem
 from meter_agent.cli.exit_codes import ExitCode
 from meter_agent.cli.interrupts import Interrupts
 from meter_agent.cli.patience import GaveUpError, Patience, settled
@@ -29,6 +30,8 @@ class Replayed:
     exit_code: ExitCode
     ended: str
     """Why it ended."""
+    foreign: str | None
+    """What was left alone because it is for another destination, if anything."""
 
     def to_document(self) -> dict[str, Any]:
         """Return it ready for JSON."""
@@ -39,6 +42,7 @@ class Replayed:
             "dead_lettered": stats.dead_lettered,
             "uncertain": stats.uncertain,
             "left": left(stats),
+            "foreign": self.foreign,
             "quarantined": stats.quarantined,
             "spool_failures": stats.spool_failures,
             "requests": stats.requests,
@@ -75,21 +79,19 @@ def replay(config: Config, *, patience_seconds: float, shown: Progress) -> Repla
         exit_code, ended = ExitCode.INTERRUPTED, "interrupted"
         close_seconds = min(_CLOSE_SECONDS, config.shutdown_timeout_seconds)
     finally:
+        foreign = agent.health().problems.get(Problem.FOREIGN_EVENTS)
         stats = agent.close(close_seconds)
-    if (
-        exit_code is ExitCode.OK
-        and stats.delivered < stats.recovered + stats.quarantined + stats.spool_failures
-    ):
+    short = stats.delivered < stats.recovered + stats.quarantined + stats.spool_failures
+    if exit_code is ExitCode.OK and (short or foreign):
         exit_code = ExitCode.PARTLY
-    return Replayed(stats, exit_code, ended)
+    return Replayed(stats, exit_code, ended, foreign)
 
 
 def _deliver(
     agent: MeterAgent, interrupts: Interrupts, patience: Patience, shown: Progress
 ) -> None:
-    while not adopt(agent):
-        interrupts.check()
-        time.sleep(_LOOK_SECONDS)
+    # Until nothing is stale and everything has ended: an agent takes some at a time, and a process
+    # may die meanwhile.
     while True:
         interrupts.check()
         stats = agent.stats()
@@ -99,7 +101,7 @@ def _deliver(
             f"delivered {stats.delivered}  in flight {stats.in_flight}  waiting {stats.buffered}  "
             f"dead {stats.dead_lettered}  uncertain {stats.uncertain}  retries {stats.retries}",
         )
-        if not left(stats):
+        if not left(stats) and recover_all(agent) and not left(agent.stats()):
             return
         patience.check(stats)
         time.sleep(_LOOK_SECONDS)

@@ -10,11 +10,20 @@ import click
 
 from meter_agent import _spool_format as form
 from meter_agent._event import format_timestamp
-from meter_agent._spool_directory import ForeignSegmentError
+from meter_agent._segment_name import ForeignSegmentError
 from meter_agent._spool_reader import SegmentReading, SpoolReader
 from meter_agent.cli.printing import printable
 
-__all__ = ["Segments", "attempted_at", "open_events", "owner_of", "state_of", "when"]
+__all__ = [
+    "Segments",
+    "attempted_at",
+    "destination_of",
+    "open_events",
+    "owner_of",
+    "shown_destination",
+    "state_of",
+    "when",
+]
 
 NEVER_SENT, MAYBE_ACCEPTED, ENDED = "never sent", "maybe accepted", "ended"
 
@@ -91,6 +100,19 @@ def when(unix_seconds: float | None) -> str | None:
         return format_timestamp(unix_seconds)
     except ValueError:
         return None
+
+
+def destination_of(segment: SegmentReading) -> dict[str, str] | None:
+    """Return for whom the events of *segment* are, for JSON; None: it does not say it."""
+    destination = None if segment.header is None else segment.header.destination
+    return None if destination is None else destination.to_document()
+
+
+def shown_destination(segment: SegmentReading) -> str:
+    """Return for whom the events of *segment* are, for people."""
+    if segment.header is None:
+        return "not known: the header is damaged"
+    return str(segment.header.destination or "not said: version 1")
 
 
 def owner_of(segment: SegmentReading) -> dict[str, Any]:

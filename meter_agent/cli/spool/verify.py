@@ -9,10 +9,11 @@ import click
 
 from meter_agent import _spool_format as form
 from meter_agent._spool_body import UNREADABLE, InvalidRecord, decode
+from meter_agent._spool_header import HEADER_BYTES
 from meter_agent._spool_reader import SegmentReading
 from meter_agent.cli.exit_codes import ExitCode
 from meter_agent.cli.printing import print_json, printable
-from meter_agent.cli.spool.segments import Segments
+from meter_agent.cli.spool.segments import Segments, destination_of
 
 __all__ = ["verify_segments"]
 
@@ -37,6 +38,7 @@ def verify_segments(segments: Segments, *, as_json: bool) -> ExitCode:
             print_json(
                 {
                     "segment": segment.name,
+                    "destination": destination_of(segment),
                     "events": len(segment.records),
                     "problems": [problem._asdict() for problem in problems],
                 }
@@ -59,14 +61,14 @@ def verify_segments(segments: Segments, *, as_json: bool) -> ExitCode:
 
 
 def _problems(segment: SegmentReading) -> Iterator[Problem]:
-    if segment.header is None and segment.file_bytes >= form.HEADER_BYTES:
-        yield Problem(0, form.HEADER_BYTES, "the header is damaged; its name says the same")
+    if segment.header is None and segment.file_bytes >= HEADER_BYTES:
+        yield Problem(0, HEADER_BYTES, "the header is damaged: nobody knows whose events these are")
     for damage in segment.damages:
         yield Problem(damage.offset, damage.end, "no intact record")
     for record in segment.records:
         yield from _problems_of(record)
     # Cut off. A file that is just being made, or whose process died at that, holds no events.
-    if segment.bytes_missing and segment.file_bytes >= form.HEADER_BYTES and segment.owner is None:
+    if segment.bytes_missing and segment.file_bytes and segment.owner is None:
         end = segment.file_bytes + segment.bytes_missing
         yield Problem(segment.file_bytes, end, "the file ends too early")
 
