@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
+from meter_agent import _spool_format as form
+from meter_agent._destination import NOT_SAID, Destination
+from meter_agent._identifier import draw_prefix
 from meter_agent._runtime import SystemRuntime
+from meter_agent._segment_name import name_of
+from meter_agent._spool_header import VERSION, Header
 from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
 from tests.patience import PATIENCE_SECONDS
@@ -45,11 +52,21 @@ def spool(tmp_path: Path) -> Path:
     return path
 
 
-def leave(path: Path, *values: Any) -> None:
-    buffer = Spool(path, SystemRuntime())
+def leave(path: Path, *values: Any, **options: Any) -> None:
+    buffer = Spool(path, SystemRuntime(), **options)
     for value in values:
         assert buffer.record("tokens", "cus_1", value)
     buffer.die()
+
+
+def leave_in_a_small_file(path: Path, number: int) -> None:
+    """One event of value 1, in a file of 4 KiB."""
+    prefix = draw_prefix(SystemRuntime())
+    body = f'[{time.time_ns()},"tokens","cus_1",1]'.encode()
+    record = form.RECORD_HEAD.pack(form.RECORD_MAGIC, len(body), 0, crc32(body)) + body
+    header = Header(VERSION, 4096, prefix, time.time(), 1, 0, NOT_SAID).to_bytes()
+    name = name_of(time.time() + number / 1000, prefix, 4096)
+    (path / name).write_bytes((header + record).ljust(4096, b"\0"))
 
 
 def replay(*arguments: object, **options: Any) -> tuple[int, dict[str, Any], str]:
@@ -75,6 +92,55 @@ def test_what_a_dead_process_left_is_delivered_once(spool: Path, url: str, strip
     assert (billed(stripe), segments(spool)) == (300, [])
     status, report, _ = replay(spool, "--sandbox-url", url)
     assert (status, report["recovered"], billed(stripe)) == (0, 0, 300)
+
+
+def test_it_ends_when_nothing_stale_is_left_however_many_files_there_are(
+    spool: Path, url: str, stripe: Sandbox
+) -> None:
+    for n in range(1500):
+        leave_in_a_small_file(spool, n)
+    status, report, _ = replay(spool, "--sandbox-url", url)
+    assert (status, report["ended"], segments(spool)) == (0, "done", [])
+    assert (report["recovered"], report["delivered"], report["left"]) == (1800, 1800, 0)
+    assert billed(stripe) == 1800
+
+
+def test_what_becomes_stale_while_it_runs_is_delivered_too(
+    spool: Path, url: str, stripe: Sandbox
+) -> None:
+    shared = spool.with_name("other")
+    with owner(shared, events=5) as process:
+        for segment in segments(spool):  # not before: the owner recovers what it finds
+            segment.rename(shared / segment.name)
+        stripe.add_fault(Fault("delay", seconds=1.0, times=1))
+        with started("spool", "replay", shared, "--sandbox-url", url) as command:
+            while "in flight 0 " in first_line(command, command.stderr):
+                pass
+            process.kill()
+            process.wait()
+            command.communicate(timeout=PATIENCE_SECONDS)
+    assert (command.returncode, billed(stripe), segments(shared)) == (0, 310, [])
+
+
+@pytest.mark.parametrize("account", [None, "acct_2"])
+def test_what_is_for_another_account_is_left_with_the_reason_and_exit_code_3(
+    spool: Path, url: str, stripe: Sandbox, account: str | None
+) -> None:
+    leave(spool, 7, destination=Destination("127.0.0.1", "emulator", "acct_1"))
+    environ = os.environ | ({"METER_AGENT_STRIPE_ACCOUNT": account} if account else {})
+    status, report, talk = replay(spool, "--sandbox-url", url, env=environ)
+    # The fixture's segment says neither host nor mode, and no account.
+    expected = 0 if account else 300
+    assert (status, report["delivered"], billed(stripe)) == (3, expected, expected)
+    its = (
+        "127.0.0.1 (emulator), Stripe-Account acct_1" if account is None else "any host (any mode)"
+    )
+    assert f"its events are for {its}, and this process sends to" in report["foreign"]
+    assert report["foreign"] in talk
+    left = len(segments(spool))
+    environ = os.environ | {"METER_AGENT_STRIPE_ACCOUNT": "acct_1"}
+    replay(spool, "--sandbox-url", url, env=environ)
+    assert (billed(stripe) - expected, left - len(segments(spool))) == (7, 1)
 
 
 def test_settings_are_those_of_the_environment(spool: Path, url: str, stripe: Sandbox) -> None:
