@@ -198,7 +198,7 @@ class _MemoryPipeline:
             nobody_sends=False,
             key_refused=False,
             requests_fail=False,
-            spool_fails=False,
+            others={},
         )
 
     def room(self) -> Room:
