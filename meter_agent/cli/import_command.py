@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,7 +142,8 @@ def import_files(
         resume=resume,
         in_addition=in_addition,
         rejects=rejects,
-        state_dir=state_directory(state_dir),
+        # A dry run notes nothing, so it needs no home directory.
+        state_dir=Path(os.devnull) if dry_run else state_directory(state_dir),
         patience=patience,
         as_json=as_json,
     )

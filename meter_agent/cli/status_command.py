@@ -52,7 +52,11 @@ def status(
     )
     # No key is needed to look at files.
     config = read_settings(**given, disabled=True)
-    found = list(sections(config, disabled=disabled, imports=state_directory(state_dir)))
+    try:
+        imports = state_directory(state_dir)
+    except click.UsageError:
+        imports = None
+    found = list(sections(config, disabled=disabled, imports=imports))
     attention = [each for section in found for each in section.attention]
     if as_json:
         document = {section.name: section.document for section in found}

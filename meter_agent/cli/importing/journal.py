@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -191,15 +192,33 @@ def _lock(descriptor: int) -> None:
 
 
 def state_directory(given: Path | None) -> Path:
-    """Return where journals are: *given*, or the place that the XDG specification names."""
+    """Return where journals are: *given*, or the place that the XDG specification names.
+
+    Raises:
+        click.UsageError: Nothing names a place.
+    """
     if given is not None:
         return given
     base = os.environ.get("XDG_STATE_HOME", "")
+    if not base.startswith("/"):
+        home = _home()
+        if home is None:
+            raise click.UsageError(
+                "there is no home directory in which the progress of imports could be noted: "
+                "name a directory that stays by --state-dir or XDG_STATE_HOME"
+            )
+        base = f"{home}/.local/state"
+    return Path(base) / "meter-agent" / "imports"
+
+
+def _home() -> str | None:
+    # POSIX: HOME is the user's home directory. Without it, the entry in the password database,
+    # which a numeric user of a container does not have.
     try:
-        home = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
-    except RuntimeError:  # nobody's home
-        raise click.UsageError("where are journals to be kept? Name --state-dir") from None
-    return home / "meter-agent" / "imports"
+        home = os.environ["HOME"] if "HOME" in os.environ else pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return None
+    return home if home.startswith("/") else None
 
 
 def destination_of(config: Config) -> str:

@@ -17,8 +17,11 @@ _LOCKS = Path("/proc/locks")
 _SHOWN_MAX = 10
 
 
-def imports_section(directory: Path) -> Section:
-    """Return the imports whose journals are in *directory*."""
+def imports_section(directory: Path | None) -> Section:
+    """Return the imports whose journals are in *directory*; None: nobody knows where they are."""
+    if directory is None:
+        line = "unknown, for there is no home directory: --state-dir says where they are noted"
+        return Section("imports", None, (line,))
     found = sorted(_imports(directory), key=lambda each: str(each["started_at"]))
     unfinished = [each for each in found if each["state"] == "broken off"]
     shown = [*unfinished, *(each for each in found if each not in unfinished)][:_SHOWN_MAX]

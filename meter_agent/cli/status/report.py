@@ -27,13 +27,13 @@ __all__ = ["sections"]
 _MODE = re.compile(r"[a-z]+_(?:org_)?(?P<mode>test|live)_")
 
 
-def sections(config: Config, *, disabled: bool, imports: Path) -> Iterator[Section]:
+def sections(config: Config, *, disabled: bool, imports: Path | None) -> Iterator[Section]:
     """Yield the parts of the status.
 
     Args:
         config: The settings, which may lack a key.
         disabled: Whether the agent is off.
-        imports: Where journals of imports are.
+        imports: Where journals of imports are; None: no home directory is known.
     """
     yield _settings(config, disabled=disabled)
     yield _spool(config)
