@@ -127,6 +127,8 @@ class RingBuffer(EventBuffer):
                 return True
             return enter(event)
 
+        # What Python says when it is called wrongly names the function by this.
+        record.__qualname__ = "record"
         return record
 
     def _look_up(self, event: Any) -> bool:

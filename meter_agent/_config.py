@@ -13,6 +13,7 @@ The reference page of the settings is generated from `SETTINGS`.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -21,8 +22,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meter_agent import _api_key
 from meter_agent import _setting_kinds as kinds
 from meter_agent._event import PayloadKeys
+from meter_agent._frozen import FrozenDict
 from meter_agent._secret import Secret, shown
-from meter_agent._setting import FrozenDict, Setting, stored_form
+from meter_agent._setting import Setting, stored_form
+from meter_agent._setting_names import nearest, unknown_names
 from meter_agent.exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -261,8 +264,7 @@ class Config:
         """
         overrides = {name: stored_form(name, value) for name, value in overrides.items()}
         values, wrong = read_environment(os.environ if environ is None else environ, overrides)
-        defaults = {setting.name: setting.default for setting in SETTINGS}
-        _raise_if_any(_find_problems(defaults | values | overrides, wrong))
+        _raise_if_any(_all_problems(values | overrides, wrong))
         return cls(**(values | overrides))
 
     def __repr__(self) -> str:
@@ -334,6 +336,21 @@ class Config:
         return _api_key.read_key(self.api_key, self.api_key_file, self.stripe_context)
 
 
+_init = Config.__init__
+
+
+@functools.wraps(_init)
+def _init_known(self: Config, **settings: Any) -> None:
+    # Before Python refuses a name that is no setting, by a TypeError that names no other.
+    settings = {name: stored_form(name, value) for name, value in settings.items()}
+    if unknown_names(settings, Config.__dataclass_fields__):
+        _raise_if_any(_all_problems(settings, {}))
+    _init(self, **settings)
+
+
+Config.__init__ = _init_known  # type: ignore[method-assign]
+
+
 SETTINGS: Final[tuple[Setting, ...]] = tuple(
     Setting(
         item.name,
@@ -379,24 +396,25 @@ def _read_variable(
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[tuple[str, str | None]]:
     """Return the `METER_AGENT_*` variables that are no setting, each with the nearest real name."""
-    known = [setting.variable for setting in SETTINGS]
+    known = {setting.variable.removeprefix(PREFIX): setting.variable for setting in SETTINGS}
     names = os.environ if environ is None else environ
-    unknown = sorted(name for name in names if name.startswith(PREFIX) and name not in known)
-    return [(name, _nearest(name, known)) for name in unknown]
-
-
-def _nearest(name: str, known: list[str]) -> str | None:
-    import difflib  # noqa: PLC0415  only for a mistyped name
-
     # Without the prefix, which would make every name look like every other.
-    suffixes = [variable.removeprefix(PREFIX) for variable in known]
-    matches = difflib.get_close_matches(name.removeprefix(PREFIX), suffixes, n=1)
-    return PREFIX + matches[0] if matches else None
+    unknown = sorted(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
+    return [
+        (PREFIX + name, known.get(nearest(name, known) or ""))
+        for name in unknown
+        if name not in known
+    ]
 
 
 def _raise_if_any(problems: list[str]) -> None:
     if problems:
         raise ConfigError(problems)
+
+
+def _all_problems(given: Mapping[str, Any], unread: Mapping[str, str]) -> list[str]:
+    defaults = {setting.name: setting.default for setting in SETTINGS}
+    return unknown_names(given, defaults) + _find_problems({**defaults, **given}, unread)
 
 
 def _find_problems(values: Mapping[str, Any], unread: Mapping[str, str]) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from meter_agent._frozen import FrozenDict
 from meter_agent._ledger import DropReason, Stats
 
 __all__ = ["NEARLY_FULL", "OLD_EVENT_SECONDS", "Health", "Problem", "Room", "diagnose"]
@@ -81,8 +82,11 @@ class Health:
     """False: what is recorded now is dropped, because the agent is closed or was never configured.
     Never because of Stripe; an agent that is *disabled* on purpose is ready."""
 
-    problems: Mapping[str, str] = field(default_factory=dict)
-    """What is wrong, in words, by `Problem`; empty when all is well."""
+    problems: Mapping[str, str] = field(default_factory=FrozenDict)
+    """What is wrong, in words, by `Problem`; empty when all is well. Cannot be changed."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "problems", FrozenDict(self.problems))
 
     @property
     def degraded(self) -> bool:

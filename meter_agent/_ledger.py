@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from meter_agent._frozen import FrozenDict
 from meter_agent._runtime import Runtime, SystemRuntime
 
 __all__ = [
@@ -245,8 +246,8 @@ class Stats:
     uncertain: int = 0
     """Events that Stripe may or may not have received, left for a human to decide."""
 
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    """Events that were given up, by reason; see `DropReason`."""
+    dropped: Mapping[str, int] = field(default_factory=FrozenDict)
+    """Events that were given up, by reason; see `DropReason`. Cannot be changed."""
 
     buffered: int = 0
     """Events that wait to be sent."""
@@ -286,6 +287,9 @@ class Stats:
 
     last_error: str | None = None
     """What the last failed request said; None before the first failure."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dropped", FrozenDict(self.dropped))
 
     @property
     def dropped_total(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,13 +22,9 @@ _Bill = Callable[[MeteredCall], None]
 def wrapped(function: Callable[..., Any], bill: _Bill) -> Callable[..., Any]:
     """Return what calls *function*, and then *bill*."""
     if inspect.isasyncgenfunction(function):
-        return lambda *args, **kwargs: _run_async_generator(
-            function(*args, **kwargs), MeteredCall(function, args, kwargs), bill
-        )
+        return GeneratorFunction(function, bill, _run_async_generator)
     if inspect.isgeneratorfunction(function):
-        return lambda *args, **kwargs: _run_generator(
-            function(*args, **kwargs), MeteredCall(function, args, kwargs), bill
-        )
+        return GeneratorFunction(function, bill, _run_generator)
     if inspect.iscoroutinefunction(function):
 
         async def call_async(*args: Any, **kwargs: Any) -> Any:
@@ -45,6 +42,36 @@ def wrapped(function: Callable[..., Any], bill: _Bill) -> Callable[..., Any]:
         return call.result
 
     return call_now
+
+
+class GeneratorFunction:
+    """A generator function that runs code of ours when it is called.
+
+    A function that yields runs nothing before its first item is asked for; but whom a generator is
+    billed to, and whether its arguments are right, is known when it is made. So this is an object
+    that looks like a function: `inspect` goes by the attributes of one, `__code__` above all.
+    """
+
+    def __init__(self, function: Callable[..., Any], bill: _Bill, run: Callable[..., Any]) -> None:
+        self._function, self._bill, self._run = function, bill, run
+        # Those of *function*, if it has them; a partial object has none.
+        self.__name__ = self.__qualname__ = "generator"
+        self.__code__ = getattr(function, "__code__", run.__code__)
+        self.__defaults__ = self.__kwdefaults__ = None
+        self.__annotations__: dict[str, Any] = {}
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        call = MeteredCall(self._function, args, kwargs)
+        return self._run(self._function(*args, **kwargs), call, self._bill)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> str:
+        return self.__qualname__  # by its name, as functions are pickled
+
+    def __repr__(self) -> str:
+        return f"<metered generator function {self.__qualname__}>"
 
 
 def _run_generator(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+from meter_agent._frozen import FrozenDict
 from meter_agent._secret import Secret, shown
 from meter_agent._setting_kinds import Kind
 
-__all__ = ["FrozenDict", "Setting", "stored_form"]
+__all__ = ["Setting", "stored_form"]
 
 
 class Setting(NamedTuple):
@@ -35,24 +36,6 @@ class Setting(NamedTuple):
         """Return what is wrong with a value that breaks the rule."""
         text = "'***'" if self.name == "api_key" else shown(value, is_address=self.is_address)
         return f"{self.variable}={text}: {self.kind.rule}"
-
-
-class FrozenDict(dict[str, Any]):
-    """A dict that keeps a `Config` immutable and hashable, and still equals what was passed in."""
-
-    __slots__ = ()
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(frozenset(self.items()))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (dict(self),)
-
-    def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
-        raise TypeError("a Config is immutable: use dataclasses.replace() to change it")
-
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
 
 
 def stored_form(name: str, value: Any) -> Any:

@@ -95,4 +95,6 @@ def recorder(
             look_up()
         return True
 
+    # What Python says when it is called wrongly names the function by this.
+    record.__qualname__ = "record"
     return record

@@ -44,4 +44,5 @@ def check_first(record: Record, encoder: EventEncoder, runtime: Runtime) -> Reco
             payload=payload,
         )
 
+    record_strictly.__qualname__ = "record"
     return record_strictly

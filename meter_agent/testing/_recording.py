@@ -152,6 +152,8 @@ class _MemoryPipeline:
             given = clock.time(), event_name, customer_id, value, timestamp, identifier, payload
             return self._keep(encode(given, str(uuid.uuid4())))
 
+        # What Python says when it is called wrongly names the function by this.
+        record.__qualname__ = "record"
         return record
 
     def _keep(self, sent: MeterEvent) -> bool:

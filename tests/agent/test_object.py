@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import gc
+import json
 import pickle
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+import meter_agent
 from meter_agent import (
     Config,
+    Health,
     MeterAgent,
+    Stats,
     _lifecycle,
 )
 from meter_agent._agent import build
 from meter_agent.sandbox import Sandbox, SandboxAdapter
+from meter_agent.testing import recording
 from tests.conftest import FAST, MakeAgent, sender_threads
 
 
@@ -99,3 +109,38 @@ def test_an_event_is_sent_although_its_agent_was_retired_while_it_was_recorded(
     assert agent.record("tokens", "cus_1")
     assert agent.flush(20)
     assert sandbox.totals()["accepted"] == 1
+
+
+@pytest.mark.parametrize("kind", ["memory", "spool", "strict", "default", "testing"])
+def test_a_wrong_call_of_record_is_named_so(kind: str, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        record: Any = meter_agent.record
+        if kind == "testing":
+            stack.enter_context(recording())
+            record = meter_agent.get_agent().record
+        elif kind != "default":
+            spool_dir = tmp_path if kind == "spool" else None
+            agent = MeterAgent(Config(**FAST), spool_dir=spool_dir, strict=kind == "strict")
+            record = stack.enter_context(agent).record
+        for arguments, options, said in (
+            ((), {}, "2 required positional arguments: 'event_name' and 'customer_id'"),
+            (("tokens",), {}, "1 required positional argument: 'customer_id'"),
+            (("tokens", "cus_1", 1, 2), {}, "takes from 2 to 3 positional arguments but 4"),
+            (("tokens", "cus_1"), {"identifer": "x"}, "unexpected keyword argument 'identifer'"),
+        ):
+            with pytest.raises(TypeError, match=rf"^record\(\) .*{said}"):
+                record(*arguments, **options)
+
+
+def test_statistics_and_health_cannot_be_changed_and_can_be_hashed() -> None:
+    given = {"overflow": 1}
+    stats, health = Stats(dropped=given), Health(problems={"closed": "it is"})
+    given["overflow"] = 2
+    changed: Any
+    for value, changed in ((stats, stats.dropped), (health, health.problems)):
+        with pytest.raises(TypeError, match="cannot be changed"):
+            changed["overflow"] = 5
+        assert hash(value) == hash(copy.deepcopy(value)) == hash(pickle.loads(pickle.dumps(value)))
+    assert stats.dropped == {"overflow": 1}
+    assert json.loads(json.dumps(dataclasses.asdict(stats)))["dropped"] == {"overflow": 1}
+    assert hash(Stats()) == hash(Stats())

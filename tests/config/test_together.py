@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import traceback
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
+import meter_agent
+from meter_agent import MeterAgent
 from meter_agent._config import Config, unknown_variables
-from tests.config.settings import KEY, environment, problems
+from meter_agent.exceptions import ConfigError
+from tests.config.settings import HIDDEN, KEY, environment, problems
 
 
 def test_all_wrong_settings_are_told_at_once() -> None:
@@ -30,9 +38,55 @@ def test_a_keyword_wins_over_its_variable() -> None:
     assert (config.batch_size, config.max_in_flight) == (20, 3)
 
 
-def test_an_unknown_keyword_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="batchsize"):
-        Config.from_env(environment(), batchsize=5)
+NEAREST = [
+    ({"flush_interval": 1}, "flush_interval is no setting: use flush_interval_seconds"),
+    ({"batchsize": 10}, "batchsize is no setting: use batch_size"),
+    ({"Batch_Size": 10}, "Batch_Size is no setting: use batch_size"),
+    ({"on_deadletter": print}, "on_deadletter is no setting: use on_dead_letter"),
+    ({"zzz": 1}, "zzz is no setting: the reference of the settings lists them"),
+]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda wrong: Config(api_key=KEY, **wrong),
+        lambda wrong: Config.from_env({}, api_key=KEY, **wrong),
+        lambda wrong: dataclasses.replace(Config(api_key=KEY), **wrong),
+        lambda wrong: MeterAgent(api_key=KEY, **wrong),
+        lambda wrong: MeterAgent(Config(api_key=KEY), **wrong),
+        lambda wrong: meter_agent.configure(api_key=KEY, **wrong),
+    ],
+    ids=["Config", "from_env", "replace", "MeterAgent", "MeterAgent of a config", "configure"],
+)
+@pytest.mark.parametrize(("wrong", "problem"), NEAREST, ids=lambda value: str(value)[:20])
+def test_a_name_that_is_no_setting_is_refused_with_the_nearest_one(
+    build: Callable[[dict[str, Any]], object], wrong: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        build(wrong)
+    assert raised.value.problems == (problem,)
+
+
+def test_a_wrong_name_and_wrong_values_are_told_together() -> None:
+    with pytest.raises(ConfigError) as raised:
+        Config(api_key=KEY, flush_interval=1, batch_size=0)  # type: ignore[call-arg]
+    first, second = raised.value.problems
+    assert first.startswith("flush_interval is no setting")
+    assert second.startswith("METER_AGENT_BATCH_SIZE=0")
+
+
+def test_a_callback_is_no_setting_of_a_config() -> None:
+    with pytest.raises(ConfigError, match=r"on_error is .* an argument of MeterAgent\(\)"):
+        Config(api_key=KEY, on_error=print)  # type: ignore[call-arg]
+
+
+def test_a_crash_page_of_a_wrong_name_shows_no_key() -> None:
+    try:
+        Config(api_key=KEY, flush_interval=1)  # type: ignore[call-arg]
+    except ConfigError as error:
+        trace = traceback.TracebackException.from_exception(error, capture_locals=True)
+    assert HIDDEN not in "".join(str(frame.locals) for frame in trace.stack)
 
 
 def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import gc
 import inspect
+import pickle
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
@@ -271,3 +273,84 @@ def test_partial_objects_and_wrapped_functions_are_told_apart_by_what_they_are(
 ) -> None:
     assert asyncio.run(metered("c", customer="cus_1")(functools.partial(chat, "four"))()) == "four"
     assert len(events.all) == 2
+
+
+# -- what inspect and pickle make of them ----------------------------------------------------------
+
+
+class Shop:
+    @metered("items", customer="cus_1")
+    def items(self) -> Generator[int, None, None]:
+        """Items."""
+        yield 1
+
+    @metered("items", customer="cus_1")
+    async def aitems(self) -> AsyncGenerator[int, None]:
+        yield 1
+
+    @classmethod
+    @metered("items", customer="cus_1")
+    def of_class(cls) -> Generator[int, None, None]:
+        yield 2
+
+    @staticmethod
+    @metered("items", customer="cus_1")
+    def static(number: int = 3) -> Generator[int, None, None]:
+        yield number
+
+
+@metered("items", customer="cus_1")
+def plain() -> int:
+    return 1
+
+
+KINDS = [inspect.isgeneratorfunction, inspect.isasyncgenfunction, inspect.iscoroutinefunction]
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (count, inspect.isgeneratorfunction),
+        (Shop.items, inspect.isgeneratorfunction),
+        (Shop().items, inspect.isgeneratorfunction),
+        (Shop.of_class, inspect.isgeneratorfunction),
+        (Shop.static, inspect.isgeneratorfunction),
+        (functools.partial(count, 3), inspect.isgeneratorfunction),
+        (metered("c", customer="c")(functools.partial(count, 3)), inspect.isgeneratorfunction),
+        (metered("c", customer="c")(count), inspect.isgeneratorfunction),
+        (acount, inspect.isasyncgenfunction),
+        (Shop().aitems, inspect.isasyncgenfunction),
+        (chat, inspect.iscoroutinefunction),
+        (plain, None),
+    ],
+)
+def test_a_metered_function_is_to_inspect_what_it_was(
+    function: Callable[..., Any], kind: Callable[..., bool] | None
+) -> None:
+    assert [each(function) for each in KINDS] == [each is kind for each in KINDS]
+
+
+def test_a_metered_generator_function_works_as_a_method(events: RecordedEvents) -> None:
+    shop = Shop()
+    assert [
+        *shop.items(),
+        *Shop.items(shop),
+        *Shop.of_class(),
+        *shop.static(),
+        *Shop.static(4),
+    ] == [*(1, 1, 2, 3, 4)]
+    assert len(events.all) == 5
+    assert asyncio.run(drain(shop.aitems())) == [1]
+
+
+def test_a_metered_generator_function_keeps_name_signature_and_source() -> None:
+    assert (Shop.items.__name__, Shop.items.__doc__) == ("items", "Items.")
+    assert inspect.signature(Shop.static).parameters["number"].default == 3
+    assert "yield number" in inspect.getsource(Shop.static)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        Shop.static(nothing=1)  # type: ignore[call-arg]
+
+
+def test_a_metered_generator_function_is_pickled_and_copied_by_its_name() -> None:
+    assert pickle.loads(pickle.dumps(count)) is count
+    assert copy.deepcopy(count) is count
