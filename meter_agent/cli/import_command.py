@@ -13,6 +13,7 @@ import click
 
 from meter_agent.cli import delivery_options
 from meter_agent.cli.exit_codes import ExitCode
+from meter_agent.cli.importing.csv_dialect import QUOTES, CsvDialect
 from meter_agent.cli.pairs import parse_pairs
 from meter_agent.cli.settings import read_settings
 
@@ -56,7 +57,21 @@ _FORMATS = ("csv", "jsonl", "parquet")
     type=click.Choice(_FORMATS),
     help="Default: by the name of the file or, for stdin, by its beginning.",
 )
-@click.option("--delimiter", default=",", show_default=True, help="Between the cells of CSV.")
+@click.option(
+    "--delimiter", default=",", show_default=True, help="Between the cells of CSV; tab is one, too."
+)
+@click.option(
+    "--quotes",
+    type=click.Choice(QUOTES),
+    help="A quote within a quoted cell of CSV: doubled (RFC 4180, the default) or behind a "
+    "backslash; none: quotes are text.",
+)
+@click.option(
+    "--decimal",
+    type=click.Choice([".", ","]),
+    help="Before the decimals of values. Default: a point; 1.234 in a file with another delimiter "
+    "than a comma is rejected.",
+)
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -96,6 +111,8 @@ def import_files(
     timezone: str | None,
     file_format: str | None,
     delimiter: str,
+    quotes: str | None,
+    decimal: str | None,
     dry_run: bool,
     resume: bool,
     in_addition: bool,
@@ -124,21 +141,21 @@ def import_files(
     from meter_agent.cli.importing.options import ImportOptions
     from meter_agent.cli.importing.row_mapping import RowMapping
 
-    if len(delimiter) != 1:
-        raise click.UsageError("--delimiter: must be one character")
+    dialect = CsvDialect.parse(delimiter, quotes)
     if rejects is not None and len(files) > 1:
         raise click.UsageError("--rejects: name one FILE at a time, each needs a file of its own")
     mapping = RowMapping.parse(
         parse_pairs("--map", columns),
         {"event": event, "customer": customer, "value": value},
         parse_pairs("--payload", payload),
-        key,
-        timezone,
+        key=key,
+        timezone=timezone,
+        decimal=decimal,
     )
     options = ImportOptions(
         mapping=mapping,
         file_format=file_format,
-        delimiter=delimiter,
+        dialect=dialect,
         resume=resume,
         in_addition=in_addition,
         rejects=rejects,

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime, tzinfo
+from zoneinfo import ZoneInfo
 
-__all__ = ["MomentError", "parse_moment"]
+__all__ = ["MomentError", "parse_moment", "parse_zone"]
 
+# As `date -u`, PostgreSQL, Go and spreadsheets write UTC; Go with the offset before it.
+_UTC_NAME = re.compile(r"\s*(?:[+-]00:?00)?\s*(?:UTC|GMT|Z)$", re.IGNORECASE)
+_BLANK_BEFORE_OFFSET = re.compile(r"\s+(?=[+-][0-9]{2}:?[0-9]{2}$)")
 _SECONDS = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?")
 _SHOWN_CHARACTERS_MAX = 60
 
@@ -39,12 +43,36 @@ def parse_moment(given: object, zone: tzinfo | None) -> float:
     if isinstance(given, float) and math.isfinite(given):
         raise MomentError(f"{shown} is no number of seconds since 1970")
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(
+            _BLANK_BEFORE_OFFSET.sub("", _UTC_NAME.sub("+00:00", text, count=1))
+        )
     except ValueError:
         raise MomentError(
             f"{shown} is neither unix seconds nor a date and time such as 2026-01-31T12:15:00Z"
         ) from None
     return _unix_seconds(moment, zone, text)
+
+
+def parse_zone(name: str) -> tzinfo:
+    """Return the time zone called *name*, such as `UTC` or `Europe/Berlin`.
+
+    Raises:
+        MomentError: There is none; the message says so if this host has no zones at all.
+    """
+    if name.upper() in {"UTC", "GMT", "Z"}:
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        pass
+    try:
+        ZoneInfo("Europe/Berlin")
+    except (KeyError, ValueError, OSError):
+        raise MomentError(
+            f"{name}: this host has no time zone database. Install it with `pip install tzdata` or "
+            "the package tzdata of the system"
+        ) from None
+    raise MomentError(f"{name}: there is no such zone")
 
 
 def _unix_seconds(moment: datetime, zone: tzinfo | None, text: str) -> float:
@@ -55,6 +83,12 @@ def _unix_seconds(moment: datetime, zone: tzinfo | None, text: str) -> float:
                 "or give --timezone"
             )
         moment = moment.replace(tzinfo=zone)
+        # PEP 495: the two differ where clocks are set back, and where they are set forward.
+        if moment.replace(fold=0).utcoffset() != moment.replace(fold=1).utcoffset():
+            raise MomentError(
+                f"{text[:_SHOWN_CHARACTERS_MAX]!r} is there twice or never, for clocks change then"
+                f" in {zone}: add an offset"
+            )
     try:
         return moment.astimezone(UTC).timestamp()
     except OverflowError:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from meter_agent.cli.importing.cell_text import is_cut_to_15_digits
 from meter_agent.cli.importing.repetitions import Repetitions
-from meter_agent.cli.importing.row_mapping import Mapped, RowError, RowMapper
-from meter_agent.cli.importing.row_source import Row
+from meter_agent.cli.importing.row import Row, UnreadableError
+from meter_agent.cli.importing.row_mapper import Mapped, RowError, RowMapper
 
 __all__ = ["Chunk", "Chunks", "Rejected"]
+
+_CHARACTERS_MAX = 32 * 1024 * 1024
+"""Long rows make shorter chunks, so that memory stays bounded."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Chunk:
     rows: int = 0
     events: list[Mapped] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    size: int = 0
+    """About how many characters its rows have."""
     repeated: int = 0
     """Rows that say once more what an earlier one said under the same identifier."""
 
@@ -47,6 +53,7 @@ class Chunks:
         self._rows: Iterator[Row] = iter(rows)
         self._mapper = mapper
         self._repetitions: Repetitions | None = None
+        self._failure: UnreadableError | None = None
 
     def skip_through(self, last_row: int, now: float) -> None:
         """Pass over the rows that an earlier run ended with *last_row*."""
@@ -67,13 +74,23 @@ class Chunks:
     def _take(
         self, chunk: Chunk, rows_max: int | None, last_row: int | None, *, keep: bool
     ) -> None:
-        for row in self._rows:
-            chunk.first_row = chunk.first_row or row.number
-            chunk.last_row = row.number
-            chunk.rows += 1
-            self._sort_in(chunk, row, keep=keep)
-            if chunk.rows == rows_max or row.number == last_row:
-                return
+        if self._failure is not None:
+            raise self._failure
+        try:
+            for row in self._rows:
+                chunk.first_row = chunk.first_row or row.number
+                chunk.last_row = row.number
+                chunk.rows += 1
+                chunk.size += row.size
+                self._sort_in(chunk, row, keep=keep)
+                full = rows_max is not None and chunk.size > _CHARACTERS_MAX
+                if chunk.rows == rows_max or full or row.number == last_row:
+                    return
+        except UnreadableError as error:
+            # The rows before it are as good as ever.
+            if not chunk.rows:
+                raise
+            self._failure = error
 
     def _sort_in(self, chunk: Chunk, row: Row, *, keep: bool) -> None:
         try:
@@ -95,5 +112,11 @@ class Chunks:
             raise RowError(
                 f"row {earlier.row} has the same identifier {identifier!r} and says something "
                 "else: Stripe would count that one alone"
+            )
+        cut = next(filter(is_cut_to_15_digits, mapped.key), None)
+        if earlier is not None and cut is not None:
+            raise RowError(
+                f"row {earlier.row} has the same {cut!r}, which looks cut to 15 digits by a "
+                "spreadsheet, so that different ones are the same: export that column as text"
             )
         return earlier is not None

@@ -19,9 +19,10 @@ from meter_agent.cli.importing.file_import import CHUNK_ROWS
 from meter_agent.cli.importing.input_file import InputFile
 from meter_agent.cli.importing.ledger import ImportLedger
 from meter_agent.cli.importing.options import ImportOptions
-from meter_agent.cli.importing.row_mapping import RowMapper
-from meter_agent.cli.importing.row_source import UnreadableError, open_rows
-from meter_agent.cli.importing.side_file import open_rejects
+from meter_agent.cli.importing.row import Rows, UnreadableError
+from meter_agent.cli.importing.row_mapper import RowMapper
+from meter_agent.cli.importing.row_source import open_rows
+from meter_agent.cli.importing.side_file import RejectsFile, open_rejects
 from meter_agent.cli.printing import Columns, print_json, printable
 
 __all__ = ["rehearse_file"]
@@ -75,11 +76,12 @@ def rehearse_file(file: InputFile, config: Config, options: ImportOptions) -> Ex
     """Print what an import of *file* would do, and send nothing."""
     file.look_through()
     rehearsal = Rehearsal()
-    with contextlib.closing(open_rows(file, options.file_format, options.delimiter)) as rows:
-        mapper = RowMapper(options.mapping, config.encoder_keys, "import-" + "0" * 32)
-        if rows.columns is not None:
-            mapper.check_columns(rows.columns)
-        rejects = open_rejects(options.rejects, None, rows, options) if options.rejects else None
+    with contextlib.closing(open_rows(file, options.file_format, options.dialect)) as rows:
+        delimiter = options.dialect.delimiter
+        mapper = RowMapper(options.mapping, config.encoder_keys, "import-" + "0" * 32, delimiter)
+        mapper.check_columns(rows)
+        rejects = _rejects(rows, options)
+        stopped = None
         with contextlib.closing(Chunks(rows, mapper)) as chunks:
             try:
                 for each in rehearsal.look_through(chunks, time.time()):
@@ -93,13 +95,24 @@ def rehearse_file(file: InputFile, config: Config, options: ImportOptions) -> Ex
                             printable(f"rejected {rows.unit} {each.row.line}: {each.reason}")
                         )
             except UnreadableError as error:
-                raise click.UsageError(str(error)) from None
+                stopped = error
     _print_totals(file, rehearsal, options)
+    if stopped is not None:
+        click.echo(printable(str(stopped)), err=True)
+        return ExitCode.BAD
     return ExitCode.BAD if rehearsal.ledger.rejected else ExitCode.OK
 
 
-def _print_totals(file: InputFile, rehearsal: Rehearsal, options: ImportOptions) -> None:
+def _rejects(rows: Rows, options: ImportOptions) -> RejectsFile | None:
+    if options.rejects is None:
+        return None
+    try:
+        return open_rejects(options.rejects, None, rows, options)
+    except OSError as error:
+        raise click.UsageError(f"--rejects {options.rejects}: {error.strerror}") from None
 
+
+def _print_totals(file: InputFile, rehearsal: Rehearsal, options: ImportOptions) -> None:
     table = Columns(event=24, customer=24, events=-10, value=-18)
     for total in rehearsal.totals():
         value = format(total.value, "f")

@@ -16,8 +16,8 @@ from meter_agent.cli.importing.chunks import Chunk, Chunks, Rejected
 from meter_agent.cli.importing.input_file import FileChangedError, InputFile
 from meter_agent.cli.importing.journal import Begun, Journal
 from meter_agent.cli.importing.ledger import ImportLedger
-from meter_agent.cli.importing.row_mapping import Mapped
-from meter_agent.cli.importing.row_source import UnreadableError
+from meter_agent.cli.importing.row import UnreadableError
+from meter_agent.cli.importing.row_mapper import Mapped
 from meter_agent.cli.importing.side_file import RejectsFile, SideFile
 from meter_agent.cli.interrupts import Interrupts
 from meter_agent.cli.patience import GaveUpError, Patience, settled
@@ -41,6 +41,8 @@ class Imported:
     exit_code: ExitCode
     ended: str
     """Why it ended."""
+    can_go_on: bool = True
+    """Whether the same command with --resume goes on."""
 
 
 class FileImport:
@@ -94,20 +96,22 @@ class FileImport:
 
     def run(self) -> Imported:
         """Deliver what is left, until the end, Ctrl-C, or a server that takes none."""
-        exit_code, ended = ExitCode.OK, "done"
+        exit_code, ended, can_go_on = ExitCode.OK, "done", True
         try:
             with Interrupts() as interrupts:
                 self._deliver_all(interrupts)
         except GaveUpError as error:
             exit_code, ended = error.exit_code, str(error)
-        except (FileChangedError, UnreadableError) as error:
+        except (FileChangedError, OSError) as error:
             exit_code, ended = ExitCode.PARTLY, str(error)
+        except UnreadableError as error:
+            exit_code, ended, can_go_on = ExitCode.PARTLY, str(error), False
         except KeyboardInterrupt:
             exit_code, ended = ExitCode.INTERRUPTED, "interrupted"
         ledger = self._journal.ledger + self._open
         if exit_code is ExitCode.OK and not ledger.complete:
             exit_code = ExitCode.PARTLY
-        return Imported(ledger, exit_code, ended)
+        return Imported(ledger, exit_code, ended, can_go_on)
 
     def _deliver_all(self, interrupts: Interrupts) -> None:
         self._chunks.skip_through(self._journal.last_row, time.time())
@@ -191,7 +195,11 @@ class FileImport:
         except BaseException as error:
             # What has no answer soon goes out again when the import is resumed.
             seconds = 0.0 if isinstance(error, GaveUpError) else _CLOSE_SECONDS
-            self._break_off(chunk, before, agent.close(seconds), fresh=fresh, late=len(late))
+            after = agent.close(seconds)
+            if _answered(after) - _answered(before) == len(chunk.events):
+                self._conclude(chunk, before, after, late)
+            else:
+                self._break_off(chunk, before, after, fresh=fresh, late=len(late))
             raise
         after = agent.stats()
         self._conclude(chunk, before, after, late)
@@ -204,7 +212,7 @@ class FileImport:
         if fresh and not ended:
             self._journal.withdraw()
             return
-        self._open = ImportLedger(
+        ledger = ImportLedger(
             rows=chunk.rows,
             recorded=len(chunk.events) + late,
             delivered=after.delivered - before.delivered,
@@ -214,6 +222,9 @@ class FileImport:
             rejected=len(chunk.rejected),
             repeated=chunk.repeated,
         )
+        # What is told has been written before.
+        self._journal.break_off(ledger)
+        self._open = ledger
 
     def _conclude(self, chunk: Chunk, before: Stats, after: Stats, late: list[Mapped]) -> None:
         refused = list(chunk.rejected)
@@ -239,10 +250,15 @@ class FileImport:
         )
         if not ledger.balanced:
             raise click.ClickException(f"the books do not balance: {ledger}")
+        # Until it is written, nobody but this process knows it.
+        self._open = dataclasses.replace(
+            ledger, delivered=0, dead_lettered=0, uncertain=ledger.recorded
+        )
         self._rejects.append_rows(sorted(refused, key=lambda each: each.row.number))
         self._letters.append_letters(letters)
         lengths = {"rejects": self._rejects.length, "letters": self._letters.length}
         self._journal.end(chunk.last_row, ledger, lengths)
+        self._open = ImportLedger()
 
     def _late_letter(self, mapped: Mapped, attempted_at: float) -> DeadLetter:
         return letter_of(
@@ -265,3 +281,7 @@ class FileImport:
             f"dead {ledger.dead_lettered + stats.dead_lettered - before.dead_lettered}  "
             f"rejected {ledger.rejected}  retries {stats.retries}",
         )
+
+
+def _answered(stats: Stats) -> int:
+    return stats.delivered + stats.dead_lettered

@@ -58,12 +58,16 @@ class Journal:
     def __init__(
         self, directory: Path, content: str, destination: str, plan: Mapping[str, Any]
     ) -> None:
-        self._content, self._destination, self._plan = content, destination, plan
+        self._content, self._destination = content, destination
+        self.plan = plan
+        """What makes events of the rows."""
         plan_digest = _digest(json.dumps(plan, sort_keys=True))
         self.mark = f"import-{_digest(content + plan_digest)}"
         """What the identifiers of its rows begin with."""
         self.path = directory / f"{content}-{destination[:8]}-{plan_digest[:16]}{_SUFFIX}"
         self.header: dict[str, Any] = {}
+        self.rejects: list[str] = []
+        """Where rejected rows are; the last one is written to."""
         self.last_row = 0
         """The last row of the chunks that have ended."""
         self.begun: Begun | None = None
@@ -73,6 +77,7 @@ class Journal:
         self.lengths: dict[str, int] = {}
         """How long the files beside it were when the last chunk ended."""
         self.done = False
+        self._kept = False
         self._descriptor: int | None = None
 
     @property
@@ -82,32 +87,43 @@ class Journal:
 
     def start(self, **facts: Any) -> None:
         """Note that an import begins, and what is known about it."""
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)  # of a start from which nothing was sent
         self.header = {
             "version": 1,
             "content": self._content,
             "destination": self._destination,
-            "plan": self._plan,
+            "plan": self.plan,
             **facts,
         }
         self._note({"import": self.header})
+        self.rejects = [self.header["rejects"]]
+
+    def keep(self) -> None:
+        """Let it stay, so that the import can be resumed, although nothing has been sent."""
+        self._kept = True
+
+    def change_rejects(self, path: str) -> None:
+        """Note that rejected rows are written to *path* from now on."""
+        self._note({"rejects": path})
+        self.rejects.append(path)
+        self.lengths["rejects"] = 0
 
     def begin(self, chunk: Begun) -> None:
         """Note that *chunk* is about to be sent for the first time."""
-        self.begun = chunk
         self._note({"begun": chunk._asdict()})
+        self.begun = chunk
 
     def end(self, last_row: int, ledger: ImportLedger, lengths: Mapping[str, int]) -> None:
         """Note that every row through *last_row* has ended."""
+        total = self.ledger + ledger
+        self._note({"ended": last_row, "ledger": total.to_document(), "lengths": dict(lengths)})
         self.last_row, self.begun = last_row, None
-        self.ledger += ledger
-        self.lengths = dict(lengths)
-        self._note(
-            {
-                "ended": last_row,
-                "ledger": self.ledger.to_document(),
-                "lengths": self.lengths,
-            }
-        )
+        self.ledger, self.lengths = total, dict(lengths)
+
+    def break_off(self, ledger: ImportLedger) -> None:
+        """Note what is known about the chunk that was begun; only a resume can end it."""
+        self._note({"broken_off": ledger.to_document()})
 
     def withdraw(self) -> None:
         """Note that nothing of the chunk that was begun has been sent."""
@@ -138,7 +154,7 @@ class Journal:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        if not self.exists:
+        if not self.exists and not self._kept:
             # As if it had never been.
             with contextlib.suppress(OSError):
                 self.path.unlink()
@@ -165,6 +181,10 @@ class Journal:
     def _take(self, note: dict[str, Any]) -> None:
         if "import" in note:
             self.header = note["import"]
+            self.rejects = [self.header["rejects"]]
+        elif "rejects" in note:
+            self.rejects.append(note["rejects"])
+            self.lengths["rejects"] = 0
         elif "begun" in note:
             self.begun = Begun(**note["begun"])
         elif "ended" in note:

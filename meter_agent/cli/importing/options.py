@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from meter_agent.cli.importing.csv_dialect import CsvDialect
 from meter_agent.cli.importing.row_mapping import RowMapping
 
 __all__ = ["ImportOptions"]
@@ -16,7 +17,7 @@ class ImportOptions:
 
     mapping: RowMapping
     file_format: str | None
-    delimiter: str
+    dialect: CsvDialect
     resume: bool
     in_addition: bool
     rejects: Path | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -11,15 +12,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from meter_agent._dead_letters import DeadLetter
 from meter_agent.cli.importing.chunks import Rejected
+from meter_agent.cli.importing.csv_dialect import CsvDialect
 from meter_agent.cli.importing.options import ImportOptions
-from meter_agent.cli.importing.row_source import REASON_COLUMN, Rows
+from meter_agent.cli.importing.row import REASON_COLUMN, Rows
 
 __all__ = ["RejectsFile", "SideFile", "open_rejects"]
 
+_APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 _REASON_BEFORE = re.compile(rf'\{{\s*"{REASON_COLUMN}"\s*:\s*"(?:[^"\\]|\\.)*"\s*,?\s*')
 
 
@@ -39,14 +40,19 @@ class SideFile:
         self.path = path
         self.length = length or 0
         if length is None and path.exists():
-            raise FileExistsError(f"{path} exists: move it away, or name another one")
-        if length is not None and path.exists() and path.stat().st_size > length:
-            os.truncate(path, length)
+            raise FileExistsError(errno.EEXIST, "it exists; move it away", str(path))
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        is_new = not path.exists()
+        os.close(os.open(path, _APPENDING, mode=0o600))
+        if is_new:
+            path.unlink()
+        elif path.stat().st_size > self.length:
+            os.truncate(path, self.length)
 
     def append(self, text: str) -> None:
         """Write *text*, and see to it that it stays."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        descriptor = os.open(self.path, flags, mode=0o600)
+        descriptor = os.open(self.path, _APPENDING, mode=0o600)
         try:
             data = memoryview(text.encode("utf-8", "surrogateescape"))
             while data:
@@ -72,17 +78,17 @@ class RejectsFile(SideFile):
         path: Where.
         length: See `SideFile`.
         columns: The header of CSV; None: JSON Lines.
-        delimiter: Between the cells of CSV.
+        dialect: How to write CSV.
     """
 
     def __init__(
-        self, path: Path, length: int | None, *, columns: Sequence[str] | None, delimiter: str
+        self, path: Path, length: int | None, *, columns: Sequence[str] | None, dialect: CsvDialect
     ) -> None:
         super().__init__(path, length)
         # Rows that come from such a file have a reason of before.
         self._skipped = 1 if columns and columns[0] == REASON_COLUMN else 0
         self._columns = None if columns is None else columns[self._skipped :]
-        self._delimiter = delimiter
+        self._dialect = dialect
 
     def append_rows(self, rejected: Sequence[Rejected]) -> None:
         """Write *rejected*."""
@@ -92,11 +98,11 @@ class RejectsFile(SideFile):
             self.append("".join(_json_line(each) for each in rejected))
             return
         text = io.StringIO()
-        writer = csv.writer(text, delimiter=self._delimiter, lineterminator="\n")
+        writer = csv.writer(text, **self._dialect.writer_parameters())
         if not (self.path.exists() and self.path.stat().st_size):
             writer.writerow([REASON_COLUMN, *self._columns])
         for each in rejected:
-            writer.writerow([each.reason, *each.row.original[self._skipped :]])
+            writer.writerow([self._dialect.plain(each.reason), *each.row.original[self._skipped :]])
         self.append(text.getvalue())
 
 
@@ -123,9 +129,10 @@ def _json_text(value: Any) -> str:
 
 
 def open_rejects(path: Path, length: int | None, rows: Rows, options: ImportOptions) -> RejectsFile:
-    """Return the file for rejected *rows*; a new one that exists already is a usage error."""
+    """Return the file for rejected *rows*.
+
+    Raises:
+        OSError: It cannot be written, or is there already without being noted.
+    """
     columns = rows.columns if rows.format == "csv" else None
-    try:
-        return RejectsFile(path, length, columns=columns, delimiter=options.delimiter)
-    except FileExistsError as error:
-        raise click.UsageError(str(error)) from None
+    return RejectsFile(path, length, columns=columns, dialect=options.dialect)

@@ -63,26 +63,31 @@ def _imports(directory: Path) -> Iterator[dict[str, Any]]:
 def _read(path: Path, held: set[tuple[int, int, int]]) -> dict[str, Any]:
     header: dict[str, Any] | None = None
     ledger: dict[str, int] = {}
-    last_row, done = 0, False
+    begun: dict[str, int] = {}
+    last_row, done, has_begun, rejects = 0, False, False, None
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         for line in file:
             note = json.loads(line) if line.endswith(b"\n") else {}
             header = note.get("import", header)
             ledger, last_row = note.get("ledger", ledger), note.get("ended", last_row)
+            # What is known of a chunk that has not ended.
+            begun = note.get("broken_off", {} if note.keys() & {"begun", "ended"} else begun)
+            rejects = note.get("rejects", rejects)
+            has_begun = has_begun or not note.keys() <= {"import", "rejects"}
             done = done or "done" in note
-    if header is None:
+    if header is None or not has_begun:
         raise ValueError
     running = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino) in held
     state = "running" if running else "done" if done else "broken off"
     return {
         "file": header["file"],
         "started_at": header["started_at"],
-        "rejects": header["rejects"],
+        "rejects": rejects or header["rejects"],
         "journal": str(path),
         "state": state,
         "last_row": last_row,
-        "ledger": ledger,
+        "ledger": {name: ledger.get(name, 0) + begun.get(name, 0) for name in {**ledger, **begun}},
     }
 
 

@@ -1,0 +1,76 @@
+"""What spreadsheets do to the texts of cells, so that the text is no longer what was meant.
+
+A rejected row costs a question; a guess costs money. So a text that two programs write for two
+different things is an error here, unless an option says which one it is.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["CellError", "check_name", "is_cut_to_15_digits", "plain_number"]
+
+# What a cell of a spreadsheet shows of a long number, with two digits of exponent or more. Programs
+# write 1.5e+20 or 1.5E20.
+_ROUNDED = re.compile(r"[+-]?[0-9](?:[.,][0-9]+)?E\+[0-9]{2,}")
+_IN_QUOTES = re.compile(r"=?\".*\"|'.*'", re.DOTALL)
+_GROUPED_BY_POINTS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:\.[0-9]{3})+")
+_WITH_DECIMAL_COMMA = re.compile(r"[+-]?(?:[0-9]+|[1-9][0-9]{0,2}(?:\.[0-9]{3})+)(?:,[0-9]+)?")
+_CUT = re.compile(r"[1-9][0-9]{14}0+")
+
+
+class CellError(ValueError):
+    """A text that may not be what was meant; the message says why."""
+
+
+def check_name(text: str) -> str:
+    """Return *text*, a customer, an identifier or an event name, if it can be meant so.
+
+    Raises:
+        CellError: It was a number that a spreadsheet rounded, or it has quotes of another dialect.
+    """
+    if _ROUNDED.fullmatch(text):
+        raise CellError(
+            f"{text!r} looks rounded by a spreadsheet, so that different ones are the same: "
+            "export that column as text"
+        )
+    if _IN_QUOTES.fullmatch(text):
+        raise CellError(f"{text!r} is in quotes that are not those of CSV: export it without them")
+    return text
+
+
+def is_cut_to_15_digits(text: str) -> bool:
+    """Whether *text* may be a longer number of which a spreadsheet kept 15 digits."""
+    return _CUT.fullmatch(text) is not None
+
+
+def plain_number(text: str, decimal: str | None, delimiter: str) -> str:
+    """Return the number *text* with a decimal point and without grouping.
+
+    Args:
+        text: As it is in the file.
+        decimal: What stands before decimals: `.` or `,`; None: a point, if nothing else is likely.
+        delimiter: What stands between cells. Where commas are decimal, it is another one.
+
+    Raises:
+        CellError: It may be something else.
+    """
+    if _ROUNDED.fullmatch(text):
+        raise CellError(
+            f"{text!r} looks rounded by a spreadsheet: export the column with all of its digits"
+        )
+    if decimal == ",":
+        if not _WITH_DECIMAL_COMMA.fullmatch(text):
+            raise CellError(f"{text!r} is no number with a decimal comma")
+        return text.replace(".", "").replace(",", ".")
+    if decimal is None and delimiter != "," and _GROUPED_BY_POINTS.fullmatch(text):
+        raise CellError(
+            f"{text!r} may have a decimal point or points between thousands: --decimal . or "
+            "--decimal , says which"
+        )
+    if decimal is None and "," in text:
+        raise CellError(
+            f"{text!r} has a comma: write it without commas between thousands or, if it is a "
+            "decimal comma, say --decimal ,"
+        )
+    return text

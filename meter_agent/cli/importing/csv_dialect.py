@@ -1,0 +1,94 @@
+"""How cells of CSV are separated and quoted."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any, NamedTuple
+
+import click
+
+__all__ = ["QUOTES", "CsvDialect"]
+
+QUOTES = ("doubled", "backslash", "none")
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "doubled": {"doublequote": True},
+    "backslash": {"doublequote": False, "escapechar": "\\"},
+    "none": {"quoting": csv.QUOTE_NONE, "quotechar": None},
+}
+_TAB = ("\\t", "tab")
+
+
+class CsvDialect(NamedTuple):
+    """The options that say how to read CSV, and how to write its rejected rows."""
+
+    delimiter: str = ","
+    quotes: str | None = None
+    """One of `QUOTES`; None: doubled as in RFC 4180, and what may be a backslash dialect stops."""
+
+    @classmethod
+    def parse(cls, delimiter: str, quotes: str | None) -> CsvDialect:
+        r"""Return the dialect that the options say; `\t` and `tab` are the character.
+
+        Raises:
+            click.UsageError: No CSV can have such a delimiter.
+        """
+        if delimiter.lower() in _TAB:
+            delimiter = "\t"
+        if len(delimiter) != 1:
+            raise click.UsageError(r"--delimiter: must be one character, or \t")
+        if delimiter in '"\\\r\n\0':
+            raise click.UsageError(f"--delimiter {delimiter!r}: cannot stand between cells")
+        return cls(delimiter, quotes)
+
+    def reader_parameters(self) -> dict[str, Any]:
+        """Return the arguments of `csv.reader`."""
+        # RFC 4180 knows no blank before a quote; whoever writes one means a quoted cell.
+        blanks = self.delimiter != " " and self.quotes != "none"
+        return {**self._common(), "strict": True, "skipinitialspace": blanks}
+
+    def writer_parameters(self) -> dict[str, Any]:
+        """Return the arguments of `csv.writer`."""
+        # With a line end of \r\n it quotes a lone \r too.
+        return {**self._common(), "lineterminator": "\r\n"}
+
+    def _common(self) -> dict[str, Any]:
+        return {"delimiter": self.delimiter, **_PARAMETERS[self.quotes or "doubled"]}
+
+    def plain(self, text: str) -> str:
+        """Return *text* as a cell that needs no quotes where there are none."""
+        if self.quotes != "none":
+            return text
+        return " ".join(text.replace(self.delimiter, " ").split())
+
+    def is_ambiguous(self, text: str) -> bool:
+        """Whether the row *text* ends elsewhere when a backslash escapes a quote.
+
+        In RFC 4180 a quote behind a backslash ends the cell; MySQL, Spark and others write such a
+        quote as part of the cell, whose rest may look like rows of its own.
+        """
+        if self.quotes is not None or '\\"' not in text:
+            return False
+        position = 0
+        while True:
+            while self.delimiter != " " and text[position : position + 1] == " ":
+                position += 1
+            end = position
+            if text[position : position + 1] == '"':
+                end = _end_of_quoted(text, position)
+                inside = text[position + 1 : end]
+                if (len(inside) - len(inside.rstrip("\\"))) % 2:
+                    return True
+            found = text.find(self.delimiter, end)
+            if found < 0:
+                return False
+            position = found + 1
+
+
+def _end_of_quoted(text: str, begin: int) -> int:
+    """Return where the quote is that ends the cell which begins with the quote at *begin*."""
+    position = begin + 1
+    while (found := text.find('"', position)) >= 0:
+        if text[found + 1 : found + 2] != '"':
+            return found
+        position = found + 2
+    return len(text)

@@ -1,0 +1,100 @@
+"""A file that has a history, and commands that do not fit it; Ctrl-C, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from meter_agent import MeterAgent
+from meter_agent.cli.importing import file_import
+from meter_agent.sandbox import Fault, Sandbox
+
+from ..processes import run
+from ..stalling import Stalling
+from .conftest import TOKENS, Importer, numbers
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_import, "CHUNK_ROWS", 100)
+
+
+@pytest.fixture
+def stripe() -> Stalling:
+    return Stalling()
+
+
+# -- Ctrl-C ----------------------------------------------------------------------------------------
+
+
+def test_what_ctrl_c_tells_has_been_written_and_is_not_sent_again(
+    importer: Importer, stripe: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = importer.file("a.csv", numbers(250))
+    flush = MeterAgent.flush
+
+    def interrupted(agent: MeterAgent, timeout: float | None = None) -> bool:
+        if agent.stats().recorded > 100:
+            raise KeyboardInterrupt
+        return flush(agent, timeout)
+
+    with monkeypatch.context() as pressed:
+        pressed.setattr(MeterAgent, "flush", interrupted)
+        outcome = importer(file, *TOKENS)
+    assert outcome.status == 130
+    assert outcome.books() == {"rows": 200, "recorded": 200, "delivered": 200}
+    (written,) = json.loads(run("status", "--json", "--state-dir", importer.state).stdout)[
+        "imports"
+    ]
+    assert (written["last_row"], written["ledger"]["delivered"]) == (200, 200)
+    assert importer(file, *TOKENS, "--resume").books()["delivered"] == 250
+    assert importer.billed() == {"tokens": {"cus_1": str(sum(range(1, 251)))}}
+    assert stripe.totals()["duplicates"] == 0
+
+
+def test_what_is_told_of_a_chunk_in_doubt_has_been_written(
+    importer: Importer, stripe: Stalling
+) -> None:
+    file = importer.file("a.csv", numbers(250))
+    stripe.stall_at = 100
+    outcome = importer(file, *TOKENS, "--patience", "2")
+    assert outcome.status == 5
+    (written,) = json.loads(run("status", "--json", "--state-dir", importer.state).stdout)[
+        "imports"
+    ]
+    assert written["last_row"] == 100
+    told = {name: outcome.report[name] for name in written["ledger"]}
+    assert (written["ledger"], told["rows"]) == (told, 200)
+
+
+# -- a command that does not fit -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_wrong_command_for_a_file_of_before_is_not_told_to_bill_it_once_more(
+    importer: Importer, suffix: str
+) -> None:
+    text = {"csv": "n,m\n4,x\n6,x\n", "jsonl": '{"n":4,"m":"x"}\n{"n":6,"m":"x"}\n'}[suffix]
+    file = importer.file(f"a.{suffix}", text)
+    assert importer(file, *TOKENS).status == 0
+    grown = importer.file(f"b.{suffix}", text + text.splitlines()[-1] + "\n")
+    for again in (file, grown):
+        for column in ("none", "m"):
+            outcome = importer(again, "--event=tokens", "--customer=cus_1", f"--map=value={column}")
+            assert (outcome.status, outcome.talk.count("\n")) == (2, 1)
+            assert "--in-addition" not in outcome.talk
+            assert repr(column) in outcome.talk or "value='x' is invalid" in outcome.talk
+    assert importer.billed() == {"tokens": {"cus_1": "10"}}
+
+
+def test_a_resume_with_other_options_names_them(importer: Importer, stripe: Sandbox) -> None:
+    file = importer.file("a.csv", numbers(250))
+    stripe.add_fault(Fault("hang", accept=True))
+    assert importer(file, *TOKENS, "--patience", "2").status == 5
+    stripe.clear_faults()
+    outcome = importer(file, *TOKENS, "--resume", "--timezone", "UTC", "--payload", "a=b")
+    assert outcome.status == 2
+    assert "had other options (payload_constants: {}, timezone: null)" in outcome.talk
+    assert importer(file, *TOKENS, "--resume").status == 0
+    assert importer.billed() == {"tokens": {"cus_1": str(sum(range(1, 251)))}}
