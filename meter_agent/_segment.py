@@ -19,7 +19,7 @@ from pathlib import Path
 
 from meter_agent import _spool_format as form
 from meter_agent._identifier import identifier_prefix
-from meter_agent._segment_lock import Claim, unclaim
+from meter_agent._segment_lock import Claim, look_after_locks, unclaim
 from meter_agent._spool_header import HEADER_BYTES
 
 __all__ = ["Segment"]
@@ -269,6 +269,12 @@ class Segment:
             self.outlives = False
         else:
             self.outlives = os.path.samestat(named, os.fstat(self._descriptor))
+
+    def look_after_locks(self) -> None:
+        """Take the locks again: the application may have closed a copy of the file."""
+        descriptor = self._descriptor
+        if descriptor is not None:
+            look_after_locks(descriptor)
 
     # -- the end -------------------------------------------------------------------------------
 

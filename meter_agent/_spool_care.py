@@ -178,6 +178,7 @@ class SpoolCare:
 
     def _look_after_own(self) -> None:
         with self._lock:
+            self._look_after_locks()
             # The prepared one first: the current one may have to be replaced by it.
             if self._is_deleted(self._own.prepared):
                 self._own.prepared = None
@@ -188,6 +189,14 @@ class SpoolCare:
             if self._own.counted == self._counted_before and self._own.give_back_current():
                 self._own.drop_prepared()
             self._counted_before = self._own.counted
+
+    def _look_after_locks(self) -> None:
+        prepared = () if self._own.prepared is None else (self._own.prepared,)
+        for segment in (*self._own.segments, *prepared, *self._adopted.segments):
+            try:
+                segment.look_after_locks()
+            except OSError as error:
+                self._troubles.failed(error)
 
     def _is_deleted(self, segment: Segment | None) -> bool:
         if segment is None or segment.path is None:
