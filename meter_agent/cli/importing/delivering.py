@@ -27,6 +27,7 @@ from meter_agent.cli.importing.row import Rows
 from meter_agent.cli.importing.row_mapper import RowError, RowMapper
 from meter_agent.cli.importing.row_source import open_rows
 from meter_agent.cli.importing.side_file import RejectsFile, SideFile, open_rejects
+from meter_agent.cli.importing.used_identifiers import UsedIdentifiers
 from meter_agent.cli.log_lines import warnings_said
 from meter_agent.cli.printing import print_json, printable
 from meter_agent.cli.progress import progress
@@ -200,6 +201,10 @@ def _deliver(source: _Source, journal: Journal) -> ExitCode:
     with contextlib.ExitStack() as stack:
         rejects, letters = _open_side_files(source, journal)
         chunks = stack.enter_context(contextlib.closing(Chunks(rows, source.mapper)))
+        used = UsedIdentifiers(
+            options.state_dir / f"identifiers-{journal.destination[:16]}.sqlite", file.name
+        )
+        stack.callback(used.close)
         shown = stack.enter_context(progress(f"import {printable(file.name)}"))
         stack.enter_context(warnings_said(shown.say))
         outcome = FileImport(
@@ -209,6 +214,7 @@ def _deliver(source: _Source, journal: Journal) -> ExitCode:
             journal=journal,
             rejects=rejects,
             letters=letters,
+            used=used,
             patience_seconds=options.patience,
             shown=shown,
             total=rows.total,

@@ -19,6 +19,7 @@ from meter_agent.cli.importing.ledger import ImportLedger
 from meter_agent.cli.importing.row import UnreadableError
 from meter_agent.cli.importing.row_mapper import Mapped
 from meter_agent.cli.importing.side_file import RejectsFile, SideFile
+from meter_agent.cli.importing.used_identifiers import UsedIdentifiers
 from meter_agent.cli.interrupts import Interrupts
 from meter_agent.cli.patience import GaveUpError, Patience, settled
 from meter_agent.cli.progress import Pace, Progress
@@ -55,6 +56,7 @@ class FileImport:
         journal: Where it is noted; already entered.
         rejects: Takes rows that are not billed.
         letters: Takes events of which it is not known whether they are billed.
+        used: Knows the identifiers of other imports.
         patience_seconds: How long nothing may be delivered.
         shown: Told how far it is.
         total: About how many rows there are.
@@ -69,6 +71,7 @@ class FileImport:
         journal: Journal,
         rejects: RejectsFile,
         letters: SideFile,
+        used: UsedIdentifiers,
         patience_seconds: float,
         shown: Progress,
         total: int,
@@ -87,6 +90,7 @@ class FileImport:
         self._journal = journal
         self._rejects = rejects
         self._letters = letters
+        self._used = used
         self._patience = Patience(patience_seconds)
         self._shown = shown
         self._total = total
@@ -103,7 +107,8 @@ class FileImport:
         except GaveUpError as error:
             exit_code, ended = error.exit_code, str(error)
         except (FileChangedError, OSError) as error:
-            exit_code, ended = ExitCode.PARTLY, str(error)
+            exit_code = ExitCode.PARTLY if self._journal.exists else ExitCode.USAGE
+            ended = str(error)
         except UnreadableError as error:
             exit_code, ended, can_go_on = ExitCode.PARTLY, str(error), False
         except KeyboardInterrupt:
@@ -122,6 +127,7 @@ class FileImport:
             while (chunk := self._chunks.take(time.time(), CHUNK_ROWS)) is not None:
                 interrupts.check()
                 self._file.check_unchanged()
+                self._claim(chunk)
                 self._journal.begin(Begun(chunk.first_row, chunk.last_row, chunk.at))
                 self._deliver(agent, chunk, interrupts, fresh=True)
         finally:
@@ -129,12 +135,37 @@ class FileImport:
         if self._journal.last_row:
             self._journal.finish()
 
+    def _claim(self, chunk: Chunk) -> None:
+        conflicts = self._used.claim(chunk.events, chunk.at)
+        if not conflicts:
+            return
+        if len(conflicts) == len(chunk.events) and not self._journal.exists:
+            mapped, earlier = conflicts[0]
+            raise click.UsageError(
+                f"{self._file.name}: nothing was sent, for its identifiers, such as "
+                f"{mapped.wire.identifier!r}, were sent {earlier} with other usage, and Stripe "
+                "counts an identifier once in 24 hours, whatever the meter. With --key COLUMN in "
+                "place of a column of identifiers each meter has its own; a key that was used for "
+                "this meter needs another --key"
+            )
+        refused = {id(mapped) for mapped, _ in conflicts}
+        chunk.events = [mapped for mapped in chunk.events if id(mapped) not in refused]
+        chunk.rejected += [
+            Rejected(
+                mapped.row,
+                f"identifier {mapped.wire.identifier!r} was sent {earlier} with other usage: "
+                "Stripe would count that one alone",
+            )
+            for mapped, earlier in conflicts
+        ]
+
     def _go_on_with(self, begun: Begun, interrupts: Interrupts) -> None:
         # The chunk in which an earlier run ended. Its events go out under their identifiers and
         # timestamps of before, which Stripe counts once; but only as long as it knows them.
         chunk = self._chunks.take(begun.at, None, begun.last_row)
         if chunk is None:
             raise FileChangedError(f"{self._file.name} ends before row {begun.first_row}")
+        self._claim(chunk)
         now = time.time()
         age = now - begun.at
         left = self._config.resend_window_seconds - age
@@ -211,6 +242,7 @@ class FileImport:
         ended = settled(after) - settled(before)
         if fresh and not ended:
             self._journal.withdraw()
+            self._used.release(chunk.events, chunk.at)
             return
         ledger = ImportLedger(
             rows=chunk.rows,
@@ -230,6 +262,7 @@ class FileImport:
         refused = list(chunk.rejected)
         dead_lettered = 0
         letters = [self._late_letter(mapped, chunk.at) for mapped in late]
+        not_there: list[Mapped] = []
         for mapped in chunk.events if self._heard else ():
             letter = self._heard.get(mapped.wire.identifier)
             if letter is None:
@@ -238,6 +271,7 @@ class FileImport:
                 letters.append(letter)
             else:
                 dead_lettered += 1
+                not_there.append(mapped)
                 refused.append(Rejected(mapped.row, f"Stripe refused it: {letter.message}"))
         ledger = ImportLedger(
             rows=chunk.rows,
@@ -254,6 +288,7 @@ class FileImport:
         self._open = dataclasses.replace(
             ledger, delivered=0, dead_lettered=0, uncertain=ledger.recorded
         )
+        self._used.release(not_there, chunk.at)
         self._rejects.append_rows(sorted(refused, key=lambda each: each.row.number))
         self._letters.append_letters(letters)
         lengths = {"rejects": self._rejects.length, "letters": self._letters.length}

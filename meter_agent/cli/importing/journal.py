@@ -58,7 +58,9 @@ class Journal:
     def __init__(
         self, directory: Path, content: str, destination: str, plan: Mapping[str, Any]
     ) -> None:
-        self._content, self._destination = content, destination
+        self._content = content
+        self.destination = destination
+        """Digest of where the events go."""
         self.plan = plan
         """What makes events of the rows."""
         plan_digest = _digest(json.dumps(plan, sort_keys=True))
@@ -92,7 +94,7 @@ class Journal:
         self.header = {
             "version": 1,
             "content": self._content,
-            "destination": self._destination,
+            "destination": self.destination,
             "plan": self.plan,
             **facts,
         }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +101,87 @@ def test_a_resume_with_other_options_names_them(importer: Importer, stripe: Sand
     assert "had other options (payload_constants: {}, timezone: null)" in outcome.talk
     assert importer(file, *TOKENS, "--resume").status == 0
     assert importer.billed() == {"tokens": {"cus_1": str(sum(range(1, 251)))}}
+
+
+# -- identifiers of before -------------------------------------------------------------------------
+
+USAGE = "request_id,org,in_tokens,out_tokens\nreq_1,cus_1,60,6\nreq_2,cus_1,40,4\n"
+
+
+def meter(event: str, *options: str) -> tuple[str, ...]:
+    return ("--event", event, "--map", f"value={event}_tokens", "--map", "customer=org", *options)
+
+
+IDENTIFIER = ("--map", "identifier=request_id")
+KEY = ("--key", "request_id")
+
+
+def test_identifiers_of_one_meter_are_not_lost_at_another(
+    importer: Importer, stripe: Sandbox
+) -> None:
+    file = importer.file("a.csv", USAGE)
+    assert importer(file, *meter("in", *IDENTIFIER)).status == 0
+    outcome = importer(file, *meter("out", *IDENTIFIER))
+    assert (outcome.status, outcome.talk.count("\n")) == (2, 1)
+    assert "--key COLUMN in place of" in outcome.talk
+    assert importer.billed() == {"in": {"cus_1": "100"}}
+    assert importer(file, *meter("out", *KEY)).status == 0
+    assert importer.billed() == {"in": {"cus_1": "100"}, "out": {"cus_1": "10"}}
+    assert stripe.totals()["duplicates"] == 0
+
+
+def test_identifiers_of_another_file_with_other_usage_are_rejected_rows(
+    importer: Importer, stripe: Sandbox
+) -> None:
+    assert importer(importer.file("a.csv", USAGE), *meter("in", *IDENTIFIER)).status == 0
+    more = importer.file("b.csv", USAGE.replace("req_2,cus_1,40", "req_2,cus_1,41") + "req_3,c,1,1")
+    outcome = importer(more, *meter("in", *IDENTIFIER))
+    assert outcome.books() == {"rows": 3, "recorded": 2, "delivered": 2, "rejected": 1}
+    text = Path(outcome.report["rejects"]).read_text()
+    assert "identifier 'req_2' was sent on " in text
+    assert "a.csv with other usage" in text
+    assert importer.billed() == {"in": {"cus_1": "100", "c": "1"}}
+    assert stripe.totals()["duplicates"] == 1
+
+
+def test_a_key_with_other_usage_is_rejected_in_the_next_file_too(importer: Importer) -> None:
+    assert importer(importer.file("a.csv", USAGE), *meter("in", *KEY)).status == 0
+    more = importer.file("b.csv", USAGE.replace(",60,", ",61,"))
+    outcome = importer(more, *meter("in", *KEY))
+    assert outcome.books() == {"rows": 2, "recorded": 1, "delivered": 1, "rejected": 1}
+
+
+def test_an_identifier_that_stripe_refused_may_be_sent_with_other_usage(
+    importer: Importer, stripe: Sandbox
+) -> None:
+    stripe.add_fault(Fault("poison", match={"payload.value": "40"}))
+    file = importer.file("a.csv", USAGE)
+    assert importer(file, *meter("in", *IDENTIFIER)).books()["dead_lettered"] == 1
+    rest = importer.file("b.csv", "request_id,org,in_tokens\nreq_2,cus_1,39\n")
+    assert importer(rest, *meter("in", *IDENTIFIER)).status == 0
+    assert importer.billed() == {"in": {"cus_1": "99"}}
+
+
+def test_identifiers_are_forgotten_when_stripe_has_forgotten_them(
+    importer: Importer, stripe: Sandbox
+) -> None:
+    file = importer.file("a.csv", USAGE)
+    assert importer(file, *meter("in", *IDENTIFIER)).status == 0
+    (path,) = importer.state.glob("identifiers-*.sqlite")
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE used SET at = at - 26 * 3600")
+    stripe.advance(26 * 3600)
+    assert importer(file, *meter("out", *IDENTIFIER)).status == 0
+    assert importer.billed() == {"in": {"cus_1": "100"}, "out": {"cus_1": "10"}}
+
+
+def test_a_list_of_identifiers_that_is_damaged_ends_it_before_anything_is_sent(
+    importer: Importer, stripe: Sandbox
+) -> None:
+    file = importer.file("a.csv", USAGE)
+    assert importer(file, *meter("in", *IDENTIFIER)).status == 0
+    (path,) = importer.state.glob("identifiers-*.sqlite")
+    path.write_bytes(b"nonsense" * 1000)
+    outcome = importer(file, *meter("out", *IDENTIFIER))
+    assert (outcome.status, f"{path}: file is not a database" in outcome.talk) == (2, True)
+    assert importer.billed() == {"in": {"cus_1": "100"}}
