@@ -4,20 +4,23 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from random import Random
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 from zlib import crc32
 
 from meter_agent.sandbox._errors import StripeError, default_error
+from meter_agent.sandbox._gateways import GATEWAY_ANSWERS
 from meter_agent.sandbox._reply import Reply
 
 __all__ = ["Door", "Fault", "Faults", "Strike"]
 
 Door: TypeAlias = Literal["stream", "session", "event", "meters", "any"]
-Kind: TypeAlias = Literal["status", "delay", "reset", "truncate", "hang", "poison", "revoke"]
+Kind: TypeAlias = Literal[
+    "status", "gateway", "delay", "reset", "truncate", "hang", "poison", "revoke"
+]
 
-_KINDS = ("status", "delay", "reset", "truncate", "hang", "poison", "revoke")
+_KINDS = get_args(Kind)
 _DOORS = ("stream", "session", "event", "meters", "any")
-_ENDING = frozenset({"status", "reset", "truncate", "hang"})
+_ENDING = frozenset({"status", "gateway", "reset", "truncate", "hang"})
 """Kinds that decide how a request ends: at most one of them strikes each request."""
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -30,7 +33,7 @@ class Fault:
     """One rule for what goes wrong.
 
     Rules are asked in the order in which they were added. Delays add up; the first of status,
-    reset, truncate and hang that strikes decides how the request ends.
+    gateway, reset, truncate and hang that strikes decides how the request ends.
 
     Example:
         ```python
@@ -38,6 +41,7 @@ class Fault:
         Fault("status", status=429, retry_after="2", probability=0.1)
         Fault("status", status=500, accept=True, times=1)      # taken in, yet answered 500
         Fault("reset", when="after", times=1)                  # a lost acknowledgement
+        Fault("gateway", form="nginx-502", accept=True)        # Stripe took it in behind it
         Fault("poison", match={"payload.value": "13"})
         ```
 
@@ -46,7 +50,7 @@ class Fault:
     """
 
     kind: Kind
-    """`status`, `delay`, `reset`, `truncate`, `hang`, `poison` or `revoke`."""
+    """`status`, `gateway`, `delay`, `reset`, `truncate`, `hang`, `poison` or `revoke`."""
 
     on: Door = "stream"
     """Which requests it is for: `stream`, `session`, `event` (one, checked at once), `meters` (the
@@ -76,8 +80,11 @@ class Fault:
     body: str | None = None
     """status: the answer's body as it stands; None: an error envelope, or `{}` below 400."""
 
+    form: str = "nginx-502"
+    """gateway: the answer that somebody else than Stripe gives; it carries no `Request-Id`."""
+
     accept: bool = False
-    """status, hang: whether the request has its effect nevertheless."""
+    """status, gateway, hang: whether the request has its effect nevertheless."""
 
     seconds: float = 0.0
     """delay: how long the answer is held back."""
@@ -112,6 +119,7 @@ class Fault:
             not _is_count(self.status) or not 200 <= self.status <= 599,
             "status must lie between 200 and 599",
         )
+        yield self.form not in GATEWAY_ANSWERS, f"form must be one of {', '.join(GATEWAY_ANSWERS)}"
         yield not isinstance(self.accept, bool), "accept must be true or false"
         for name in ("retry_after", "code", "message", "body"):
             text = getattr(self, name)
@@ -167,7 +175,9 @@ class Fault:
         return {**retry_after, **self.headers}
 
     def answer(self) -> Reply:
-        """The answer of a status fault."""
+        """The answer of a status or a gateway fault."""
+        if self.kind == "gateway":
+            return GATEWAY_ANSWERS[self.form]
         usual = default_error(self.status, self.code, self.message).reply()
         body = usual.body if self.status >= 400 else b"{}"
         if self.body is not None:

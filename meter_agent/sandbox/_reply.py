@@ -26,6 +26,9 @@ class Reply:
     delay_seconds: float = 0.0
     """How long the door waits before the answer; the effect has happened by then."""
 
+    is_stripes: bool = True
+    """False: it is the answer of something in between, which knows no `Request-Id`."""
+
     cut: Cut | None = None
     """How the connection ends:
 

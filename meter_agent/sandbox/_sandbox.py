@@ -172,7 +172,8 @@ class Sandbox:
                 text = f"The sandbox failed: {type(error).__name__}: {error}"
                 reply = StripeError(500, "sandbox_error", text).reply()
             self._answered += 1
-            stamp = {"Request-Id": f"req_{self._answered:014d}", **date}
+            request_id = {"Request-Id": f"req_{self._answered:014d}"} if reply.is_stripes else {}
+            stamp = {**request_id, **date}
         return replace(reply, headers={**stamp, **reply.headers})
 
     # The user's side
@@ -325,7 +326,7 @@ class Sandbox:
                 reply = error.reply()
         if fault is None:
             return reply
-        if fault.kind == "status":
+        if fault.kind in {"status", "gateway"}:
             return fault.answer()
         if fault.kind == "reset":
             return replace(reply, cut=fault.when)
