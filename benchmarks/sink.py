@@ -86,7 +86,8 @@ class _Connection(asyncio.Protocol):
             answer = _ACCEPTED
         del received[: self._request_bytes]
         self._request_bytes = 0
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(answer)}"
+        head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nRequest-Id: req_1\r\n"
+        head += f"Content-Length: {len(answer)}"
         whole = head.encode() + b"\r\n\r\n" + answer
         # Sessions at once, also where events are never answered: what is held are batches.
         if counts.delay and answer == _ACCEPTED:

@@ -17,6 +17,7 @@ if not __package__:
     sys.path.insert(0, str(DOCS.parent))
 
 from docs._pages import (  # noqa: E402
+    answers,
     commands,
     dead_letters,
     errors,
@@ -34,6 +35,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "reference" / "metrics.md": metrics.page,
     DOCS / "reference" / "dead-letters.md": dead_letters.page,
     DOCS / "reference" / "logs.md": logs.page,
+    DOCS / "reference" / "answers.md": answers.page,
     DOCS / "reference" / "errors.md": errors.page,
     DOCS / "reference" / "commands.md": commands.page,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from meter_agent._event import MeterEvent
@@ -15,17 +16,21 @@ class Batch:
 
     __slots__ = (
         "abandoned",
+        "ambiguous",
         "attempted",
         "claim",
         "ending",
         "events",
         "floor",
+        "held_until",
         "oldest_timestamp",
         "open",
         "places",
         "position",
         "sent_at",
         "size",
+        "times_held",
+        "too_large",
     )
 
     def __init__(self, events: list[Any], *, position: int, floor: int) -> None:
@@ -45,6 +50,16 @@ class Batch:
         self.attempted: dict[int, tuple[float, float]] = {}
         """Wall and monotonic seconds of the first request with each event (by `id`) that Stripe
         may have accepted. Replaced and never changed, so that an earlier state can be kept."""
+        self.ambiguous: frozenset[int] = frozenset()
+        """Those of *attempted* (by `id`) with a request that got no answer of Stripe about them: it
+        was lost, a 5xx, or somebody else's. Such an event ends as delivered or uncertain, and never
+        as refused. Not among them: events of a batch that Stripe refused as a whole."""
+        self.too_large: frozenset[int] = frozenset()
+        """Events (by `id`) that somebody other than Stripe finds too large, each of them alone."""
+        self.held_until: float | None = None
+        """When what is still open may be tried again, in monotonic seconds; None: at any time."""
+        self.times_held = 0
+        """How often it was held for *too_large*, one time after the other."""
         self.claim: tuple[int, Outcome] | None = None
         """How many events a sender is just settling, and as what."""
         self.places: Any = ()
@@ -53,3 +68,10 @@ class Batch:
         """Where it keeps those that a sender is just settling."""
         self.abandoned = False
         """Accounted for by `close()`; what a late answer says changes nothing any more."""
+
+    def begin_attempt(self, part: Sequence[MeterEvent], wall: float, monotonic: float) -> None:
+        """Note that *part* leaves now. Until it is answered, Stripe may have it."""
+        ids = list(map(id, part))
+        self.sent_at = dict.fromkeys(ids, wall) | self.sent_at
+        self.attempted = dict.fromkeys(ids, (wall, monotonic)) | self.attempted
+        self.ambiguous |= frozenset(ids)

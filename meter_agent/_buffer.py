@@ -266,12 +266,6 @@ class RingBuffer(EventBuffer):
         """Most events that may wait."""
         return self._capacity
 
-    @property
-    def is_drained(self) -> bool:
-        """Whether nothing waits and nothing is in flight."""
-        with self._lock:  # `take()` has a moment in which its events are in neither
-            return not len(self) and not self._in_flight
-
     def take(self, limit: int) -> Batch | None:
         """Hand over the oldest waiting events, at most *limit*; None when none wait."""
         with self._lock:

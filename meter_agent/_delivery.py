@@ -5,24 +5,31 @@ The events of a batch are settled part by part, each at the moment its fate is k
 - accepted: *delivered*;
 - refused as a whole: halves, until the bad event stands alone and becomes a *dead letter*. One bad
   event among 100 costs 15 requests and takes no good one with it;
-- perhaps accepted, and older than the resend window: *uncertain*, never sent again by itself;
+- refused alone after an ambiguous attempt (see `Batch.ambiguous`): *uncertain*. It may be billed
+  already, and a dead letter would be sent again;
+- perhaps accepted, and older than the resend window: *uncertain*, never sent again;
+- of a name that is paused (`_brake.py`), or alone too large for a gateway: held, and tried later;
 - everything else is sent again, same bytes, under the pace that all senders share. There is no
   limit to the attempts.
 
-When the agent closes before that, what is left stays open in the batch.
+When the agent closes before that, and while events are held, what is left stays open in the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from tenacity import RetryCallState, Retrying, retry_if_result
 
 from meter_agent._answer import SAME_BYTES_AGAIN, Answer, Verdict
 from meter_agent._batch import Batch
+from meter_agent._body_limit import BodyLimit
+from meter_agent._brake import Brake, pause_seconds
 from meter_agent._dead_letters import DeadLetterReason
 from meter_agent._event import TIMESTAMP_PAST_SECONDS_MAX, MeterEvent
+from meter_agent._held import HeldBatches
 from meter_agent._ledger import Outcome, Traffic
 from meter_agent._log import ERROR, INFO, WARNING, EventLog
 from meter_agent._pace import Pace
@@ -31,7 +38,7 @@ from meter_agent._session import SessionCache
 from meter_agent._stream import MeterEventStream
 from meter_agent.exceptions import MeterAgentError
 
-__all__ = ["Attempts", "BodyLimit", "Delivery", "Settle"]
+__all__ = ["Attempts", "Delivery", "Settle"]
 
 Settle = Callable[[Sequence[MeterEvent], Outcome, DeadLetterReason | None, Answer | None], None]
 """Told once about each event: what it came to, and for dead letters why and by which answer."""
@@ -49,27 +56,6 @@ class Attempts(Protocol):
         ...
 
 
-class BodyLimit:
-    """How many events a body may hold: fewer after a 413, then growing back.
-
-    Shared by the senders without a lock: a lost update costs one more 413, nothing else.
-    """
-
-    __slots__ = ("events", "events_max")
-
-    def __init__(self, events_max: int) -> None:
-        self.events_max = events_max
-        self.events = events_max
-
-    def shrink(self, refused_events: int) -> None:
-        """A body of that many events was too large."""
-        self.events = max(1, min(self.events, refused_events // 2))
-
-    def grow(self) -> None:
-        """A full body was accepted."""
-        self.events = min(self.events_max, self.events * 2)
-
-
 class Delivery:
     """Delivers batches for one sender thread.
 
@@ -80,6 +66,8 @@ class Delivery:
         pace: Shared by all senders.
         attempts: Keeps account of what may have been accepted.
         body_limit: Shared by all senders.
+        brake: Shared by all senders.
+        held: Where batches go that have events which may not be sent now.
         traffic: Counts retries and splits.
         log: Where failures are told.
         on_error: Told about each failed request; already guarded, so it does not raise.
@@ -96,6 +84,8 @@ class Delivery:
         pace: Pace,
         attempts: Attempts,
         body_limit: BodyLimit,
+        brake: Brake,
+        held: HeldBatches,
         traffic: Traffic,
         log: EventLog,
         on_error: Callable[[MeterAgentError], None],
@@ -107,6 +97,8 @@ class Delivery:
         self._pace = pace
         self._attempts = attempts
         self._body_limit = body_limit
+        self._brake = brake
+        self._held = held
         self._traffic = traffic
         self._log = log
         self._on_error = on_error
@@ -121,28 +113,45 @@ class Delivery:
         )
 
     def deliver(self, batch: Batch, settle: Settle) -> None:
-        """Settle every event of *batch*, or return early because the agent closes."""
-        parts = [list(batch.open)]
+        """Settle every event of *batch*, or return early because the agent closes.
+
+        Events that may not be sent now stay open, and the batch's *held_until* says until when.
+        """
+        batch.held_until = None
+        held: list[MeterEvent] = []
+        parts = _parts(batch)
         while parts:
-            part = parts.pop()
-            limit = self._body_limit.events
-            if len(part) > limit:
-                parts.append(part[limit:])
-                part = part[:limit]
-            part = self._set_aside_too_old(batch, part, settle)
-            if not part:
-                continue
-            answer = self._attempt_until_final(batch, part)
-            if answer is None:
-                return
-            if answer.verdict is Verdict.TOO_OLD:
-                parts.append(part)
-            elif answer.verdict is Verdict.RESEND_WINDOW_OVER:
-                parts.append(self._set_aside_too_late(batch, part, answer, settle))
-            elif answer.verdict in _REFUSED and len(part) > 1:
-                parts.extend(self._halves(part, answer))
-            else:
-                self._conclude(batch, part, answer, settle)
+            part, paused = self._let_through(parts.pop())
+            held += paused
+            if part:
+                count = self._body_limit.fitting(part)
+                if count < len(part):
+                    parts.append(part[count:])
+                    part = part[:count]
+                part = self._set_aside_too_old(batch, part, settle)
+            if part:
+                answer = self._attempt_until_final(batch, part)
+                if answer is None:
+                    return
+                parts += self._parts_after(batch, part, answer, settle)
+            if not parts and held:
+                # The one that was let through may have ended the pause.
+                again, held = self._let_through(held)
+                parts += [again] if again else []
+        self._hold(batch, held)
+
+    def _let_through(self, part: list[MeterEvent]) -> tuple[list[MeterEvent], list[MeterEvent]]:
+        if not self._held.has_room:
+            return part, []
+        passed = self._brake.let_through(part)
+        return passed, _without(part, passed) if len(passed) < len(part) else []
+
+    def _hold(self, batch: Batch, paused: list[MeterEvent]) -> None:
+        ends = [self._brake.ends_at(paused)] if paused else []
+        if batch.too_large:
+            ends.append(self._runtime.monotonic() + pause_seconds(batch.times_held))
+            batch.times_held += 1
+        batch.held_until = min(ends, default=None)
 
     def close(self) -> None:
         """Close this sender's connections."""
@@ -150,28 +159,68 @@ class Delivery:
 
     # -- what an answer leads to ---------------------------------------------------------------
 
+    def _parts_after(
+        self, batch: Batch, part: list[MeterEvent], answer: Answer, settle: Settle
+    ) -> list[list[MeterEvent]]:
+        # What of *part* is to be sent next, and how it is cut.
+        if answer.verdict is Verdict.TOO_OLD:
+            return [part]
+        if answer.verdict is Verdict.RESEND_WINDOW_OVER:
+            return [self._set_aside_too_late(batch, part, answer, settle)]
+        if answer.verdict is Verdict.TOO_LARGE:
+            self._body_limit.refused(part)
+        else:
+            self._body_limit.accepted(part)
+        if answer.verdict in _REFUSED and len(part) > 1:
+            return self._halves(part, answer)
+        if _is_too_large_for_others(answer):
+            if not self._held.has_room:
+                return [part]
+            batch.too_large |= {id(part[0])}
+        else:
+            self._conclude(batch, part, answer, settle)
+        return []
+
     def _conclude(
         self, batch: Batch, part: list[MeterEvent], answer: Answer, settle: Settle
     ) -> None:
-        if answer.verdict is Verdict.ACCEPTED:
-            if len(part) >= self._body_limit.events:
-                self._body_limit.grow()
+        if answer.verdict in {Verdict.ACCEPTED, Verdict.DUPLICATE}:
+            # A duplicate: Stripe already has it, and that is what we wanted.
+            batch.too_large -= frozenset(map(id, part))
+            if self._brake.accepted(part):
+                self._held.release()
             settle(part, Outcome.DELIVERED, None, None)
-        elif answer.verdict is Verdict.DUPLICATE:
-            # Stripe already has it: that is what we wanted.
-            settle(part, Outcome.DELIVERED, None, None)
-        elif answer.verdict is Verdict.REJECTED or (
-            # A refusal of what an event says holds for every attempt. One of its size does not:
-            # an earlier attempt may have taken a path without that limit.
-            answer.verdict is Verdict.TOO_LARGE and not _attempted(batch, part)
-        ):
-            settle(part, Outcome.DEAD_LETTERED, DeadLetterReason.REJECTED, answer)
+            return
+        (event,) = part
+        batch.too_large -= {id(event)}
+        if answer.verdict is Verdict.REJECTED:
+            self._note_refusal(event, answer)
+            may_be_billed = id(event) in batch.ambiguous
         else:
+            # A refusal of what an event says holds for every attempt. One of its size does not: an
+            # earlier attempt may have taken a way without that limit.
+            may_be_billed = id(event) in batch.attempted
+        if may_be_billed:
+            message = (
+                f"an earlier request with this event had no answer of Stripe; {answer.message}"
+            )
+            answer = replace(answer, message=message)
             settle(part, Outcome.UNCERTAIN, DeadLetterReason.UNCERTAIN, answer)
+        else:
+            settle(part, Outcome.DEAD_LETTERED, DeadLetterReason.REJECTED, answer)
+
+    def _note_refusal(self, event: MeterEvent, answer: Answer) -> None:
+        seconds = self._brake.refused(event, answer.code, answer.message)
+        if seconds is not None:
+            self._log.say(
+                "meter_agent.events_paused",
+                WARNING,
+                error=answer.message,
+                code=answer.code,
+                seconds=seconds,
+            )
 
     def _halves(self, part: list[MeterEvent], answer: Answer) -> list[list[MeterEvent]]:
-        if answer.verdict is Verdict.TOO_LARGE:
-            self._body_limit.shrink(len(part))
         self._traffic.splits.up()
         self._log.say(
             "meter_agent.batch_split",
@@ -236,8 +285,11 @@ class Delivery:
                 return None
             if answer.message:
                 self._traffic.last_error = answer.message
-            self._traffic.key_refused = answer.verdict is Verdict.UNAUTHORIZED and not free
-            if _again(answer) and not free:
+            self._traffic.key_refused = answer.refuses_key and not free
+            if _is_too_large_for_others(answer):
+                if len(part) == 1:
+                    self._pace.failed(ticket, slowly=True)
+            elif _again(answer) and not free:
                 self._pace.failed(
                     ticket,
                     at_least_seconds=answer.retry_after_seconds,
@@ -270,7 +322,7 @@ class Delivery:
         return answer, self._refused_tokens_in_a_row == 1
 
     def _send(self, batch: Batch, part: list[MeterEvent], token: str) -> Answer | None:
-        attempted = batch.attempted
+        attempted, ambiguous = batch.attempted, batch.ambiguous
         if not self._attempts.begin_attempt(batch, part):
             return None
         answer = self._stream.send(
@@ -280,6 +332,8 @@ class Delivery:
         )
         if answer.verdict is Verdict.ACCEPTED:
             self._traffic.last_success_at = self._runtime.clock.time()
+        elif not answer.maybe_accepted:
+            batch.ambiguous = ambiguous
         if not _may_hold(answer, part):
             self._attempts.forget_attempt(batch, attempted)
         return answer
@@ -310,7 +364,7 @@ class Delivery:
         if answer is None or not _again(answer):
             return
         self._traffic.retries.up()
-        refused = answer.verdict is Verdict.UNAUTHORIZED
+        refused = answer.refuses_key
         if answer.verdict is not Verdict.SESSION_EXPIRED:
             self._log.say(
                 "meter_agent.credentials_refused" if refused else "meter_agent.request_failed",
@@ -330,11 +384,23 @@ def _again(answer: Answer) -> bool:
     return answer.verdict in SAME_BYTES_AGAIN
 
 
+def _is_too_large_for_others(answer: Answer) -> bool:
+    return answer.verdict is Verdict.TOO_LARGE and not answer.is_stripes
+
+
+def _parts(batch: Batch) -> list[list[MeterEvent]]:
+    # Events that are too large are sent alone, so that nothing is learned from their sum.
+    parts = [[event] for event in batch.open if id(event) in batch.too_large]
+    rest = (
+        [event for event in batch.open if id(event) not in batch.too_large] if parts else batch.open
+    )
+    return [*parts, list(rest)] if rest else parts
+
+
 def _may_hold(answer: Answer, part: list[MeterEvent]) -> bool:
     # Whether Stripe may have events of *part* after this answer.
-    if answer.verdict is Verdict.REJECTED:
-        # Whether it takes in the good events of a request that it refuses is not known.
-        return len(part) > 1
+    if answer.verdict is Verdict.REJECTED and len(part) > 1:
+        return True  # whether it takes in the good events of a request that it refuses is not known
     return answer.maybe_accepted or answer.verdict in {Verdict.ACCEPTED, Verdict.DUPLICATE}
 
 

@@ -14,7 +14,7 @@ import mmap
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -249,10 +249,7 @@ class EventBuffer(ABC):
         with self._lock:
             if batch.abandoned or batch not in self._in_flight:
                 return False
-            wall, ids = self._runtime.clock.time(), list(map(id, part))
-            batch.sent_at = dict.fromkeys(ids, wall) | batch.sent_at
-            now = wall, self._runtime.monotonic()
-            batch.attempted = dict.fromkeys(ids, now) | batch.attempted
+            batch.begin_attempt(part, self._runtime.clock.time(), self._runtime.monotonic())
             return True
 
     def forget_attempt(self, batch: Batch, attempted: dict[int, tuple[float, float]]) -> None:
@@ -351,9 +348,14 @@ class EventBuffer(ABC):
     # -- positions, counts, the end ------------------------------------------------------------
 
     @property
-    @abstractmethod
     def is_drained(self) -> bool:
         """Whether nothing waits and nothing is in flight."""
+        return self.has_only(())
+
+    def has_only(self, batches: Sized) -> bool:
+        """Whether nothing waits and nothing is in flight but *batches*, all of which are."""
+        with self._lock:  # `take()` has a moment in which its events are in neither
+            return not len(self) and len(self._in_flight) == len(batches)
 
     def taken_through(self) -> int:
         """Return how many events have left the waiting line so far."""

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from meter_agent._batch import Batch
 from meter_agent._deaths import REST_SECONDS, Deaths
 from meter_agent._event_buffer import EventBuffer
+from meter_agent._held import HeldBatches
 from meter_agent._pace import Pace
 from meter_agent._progress import Progress
 from meter_agent._runtime import Runtime
@@ -47,6 +48,7 @@ class Flusher:
     Args:
         runtime: Clocks, locks and threads.
         buffer: Where events wait.
+        held: Batches that may not be sent for a while.
         pace: Told to hurry and to close.
         open_work: Makes what one sender thread works with; called in that thread.
         on_death: Told about the error that ended a sender thread.
@@ -61,6 +63,7 @@ class Flusher:
         runtime: Runtime,
         *,
         buffer: EventBuffer,
+        held: HeldBatches,
         pace: Pace,
         open_work: Callable[[], Work],
         on_death: Callable[[BaseException], None],
@@ -71,6 +74,7 @@ class Flusher:
     ) -> None:
         self._runtime = runtime
         self._buffer = buffer
+        self._held = held
         self._pace = pace
         self._open_work = open_work
         self._on_death = on_death
@@ -233,20 +237,28 @@ class Flusher:
             try:
                 work.process(batch)
             finally:
-                if batch.size:
-                    # The agent closes, or the sender dies.
-                    self._buffer.give_back(batch)
+                is_held = self._put_back(batch)
                 with self._changed:
                     self._busy -= 1
                     seconds = self._runtime.monotonic() - began
                     self._last_was_slow = seconds > self._flush_interval_seconds
                 self._progress.tell()
-            if batch.size:
+            if batch.size and not is_held:
                 # No chance before the deadline of `close()`. Another sender would pull the same
                 # batch and call for the next one, over and over.
                 self._gave_up = self._closing
                 return
             eager = True
+
+    def _put_back(self, batch: Batch) -> bool:
+        # True: it is held. Otherwise, if anything of it is left, the agent closes or the sender
+        # dies, and the next one gets it.
+        if batch.size and batch.held_until is not None:
+            self._held.put(batch)
+            return True
+        if batch.size:
+            self._buffer.give_back(batch)
+        return False
 
     def _next_batch(self, *, eager: bool) -> Batch | None:
         while True:
@@ -290,11 +302,16 @@ class Flusher:
         return self._stopped or (self._retiring and self._buffer.is_drained)
 
     def _pull(self) -> Batch | None:
-        batch = self._buffer.take(self._batch_size)
+        batch = self._take()
         if batch is not None:
             self._busy += 1
             self._schedule.note_pull()
         return batch
+
+    def _take(self) -> Batch | None:
+        # Held batches get no last try when the agent closes: what holds them goes on.
+        held = None if self._closing else self._held.take()
+        return held or self._buffer.take(self._batch_size)
 
     def _call_help(self) -> bool:
         # Somebody should watch while we send. True: that takes a new thread, which the caller
@@ -326,9 +343,9 @@ class Flusher:
 
     def _watch(self) -> None:
         seconds = self._set_alarm()
-        care_due_in = self._buffer.seconds_until_tending()
-        if care_due_in is not None:
-            seconds = care_due_in if seconds is None else min(seconds, care_due_in)
+        for due_in in (self._buffer.seconds_until_tending(), self._held_due_in()):
+            if due_in is not None:
+                seconds = due_in if seconds is None else min(seconds, due_in)
         if seconds is None or seconds > 0:
             self._doorbell.wait(seconds)
         self._buffer.unset_alarm()
@@ -351,9 +368,14 @@ class Flusher:
 
     def _due_in(self, *, eager: bool) -> float | None:
         # Seconds until a batch should leave; None while nothing waits. Called with the lock held.
+        if self._held_due_in() == 0:
+            return 0.0
         return self._schedule.due_in(
             eager=eager, busy=self._busy > 0, ending=self._closing or self._retiring
         )
+
+    def _held_due_in(self) -> float | None:
+        return None if self._closing else self._held.due_in()
 
     # -- flush and close -----------------------------------------------------------------------
 
@@ -464,7 +486,8 @@ class Flusher:
         )
 
     def _has_nothing_left(self) -> bool:
-        return not self._buffer.needs_tending and self._buffer.is_drained
+        # What is held is not to be sent now: `close()` does not wait for it.
+        return not self._buffer.needs_tending and self._buffer.has_only(self._held)
 
     def _set_to_work(self) -> None:
         if self._has_nothing_left():
@@ -542,11 +565,10 @@ class Flusher:
             self._progress.tell()
 
     def _work_until(self, done: Callable[[], bool], work: Work) -> None:
-        while not done() and (batch := self._buffer.take(self._batch_size)):
+        while not done() and (batch := self._take()):
             try:
                 work.process(batch)
             finally:
-                if batch.size:
-                    self._buffer.give_back(batch)
-            if batch.size:
+                is_held = self._put_back(batch)
+            if batch.size and not is_held:
                 return

@@ -50,6 +50,10 @@ class Problem(enum.StrEnum):
     REQUESTS_FAIL = "requests_fail"
     """The last request to Stripe failed. Events are kept and sent again."""
 
+    EVENTS_PAUSED = "events_paused"
+    """Stripe refuses every event of a name. Those events are kept, and one is tried now and then;
+    other events are sent."""
+
     OLD_EVENTS = "old_events"
     """The oldest event has waited for more than five minutes."""
 
@@ -113,7 +117,7 @@ def diagnose(
     requests_fail: bool,
     others: dict[Problem, str],
 ) -> Health:
-    """Return the health of an agent in this state; *others* are what the buffer knows of."""
+    """Return the health of an agent in this state; *others* are what only their owners know of."""
     age = stats.oldest_event_age_seconds or 0.0
     used = room.used / room.capacity
     waiting = stats.buffered + stats.in_flight

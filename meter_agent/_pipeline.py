@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meter_agent import _lifecycle
+from meter_agent._brake import Brake
 from meter_agent._buffer import RingBuffer
 from meter_agent._config import Config, unknown_variables
 from meter_agent._connection import destination_in, open_stream
@@ -16,7 +17,8 @@ from meter_agent._destination import Destination
 from meter_agent._event import EventEncoder, MeterEvent
 from meter_agent._event_buffer import EventBuffer, Record, Terms
 from meter_agent._flusher import Flusher
-from meter_agent._health import Health, Room, diagnose
+from meter_agent._health import Health, Problem, Room, diagnose
+from meter_agent._held import HeldBatches
 from meter_agent._imports import forget_unfinished
 from meter_agent._ledger import DropReason, Outcome, Stats, Traffic, stats_of
 from meter_agent._log import ERROR, INFO, WARNING, EventLog, write
@@ -145,10 +147,13 @@ class Pipeline:
             base_seconds=config.retry_base_seconds,
             max_seconds=config.retry_max_seconds,
         )
+        self._brake = Brake(runtime)
+        self._held = HeldBatches(runtime)
         self._shared: dict[str, Any] = {}
         self._flusher = Flusher(
             runtime,
             buffer=self._buffer,
+            held=self._held,
             pace=self._pace,
             open_work=self._open_work,
             on_death=self._tell_death,
@@ -174,7 +179,8 @@ class Pipeline:
         # Not so with greenlets: the process may end meanwhile, and then gevent resolves no names.
         if "requests" not in sys.modules and not threads_are_greenlets():
             self._runtime.doorbell().wait(_STEP_BACK_SECONDS)
-        from meter_agent._delivery import BodyLimit, Delivery  # noqa: PLC0415
+        from meter_agent._body_limit import BodyLimit  # noqa: PLC0415
+        from meter_agent._delivery import Delivery  # noqa: PLC0415
         from meter_agent._sender import Reporting, Sender  # noqa: PLC0415
         from meter_agent._session import SessionCache  # noqa: PLC0415
         from meter_agent._transport import preload  # noqa: PLC0415
@@ -183,7 +189,7 @@ class Pipeline:
         config, runtime = self._config, self._runtime
         # `setdefault`, one step: all senders share what the first of them made.
         sessions = self._shared.setdefault("sessions", SessionCache(runtime, log=self._log))
-        body_limit = self._shared.setdefault("body limit", BodyLimit(config.batch_size))
+        body_limit = self._shared.setdefault("body limit", BodyLimit(runtime, config.batch_size))
         stream = open_stream(
             config,
             runtime,
@@ -199,6 +205,8 @@ class Pipeline:
             pace=self._pace,
             attempts=self._buffer,
             body_limit=body_limit,
+            brake=self._brake,
+            held=self._held,
             traffic=self._traffic,
             log=self._log,
             on_error=self._tell_error,
@@ -287,7 +295,7 @@ class Pipeline:
             nobody_sends=self._flusher.nobody_sends,
             key_refused=self._traffic.key_refused,
             requests_fail=self._pace.failing,
-            others=self._buffer.problems(),
+            others=self._buffer.problems() | {Problem.EVENTS_PAUSED: self._brake.describe()},
         )
 
     def room(self) -> Room:

@@ -241,12 +241,6 @@ class SpoolBuffer(EventBuffer):
             self._own.count()
             return 0.0 if self._adopted.waiting else self._own.oldest_recorded_at()
 
-    @property
-    def is_drained(self) -> bool:
-        """Whether nothing waits and nothing is in flight."""
-        with self._lock:
-            return not self._in_flight and not len(self)
-
     def take(self, limit: int) -> Batch | None:
         """Hand over the oldest waiting events, at most *limit*; None when none wait."""
         with self._lock:
@@ -333,6 +327,8 @@ class SpoolBuffer(EventBuffer):
                     first = _not_after(wall, first)
                     batch.attempted[key] = first, monotonic - (wall - first)
                     batch.sent_at[key] = first
+            # How the attempts of that process ended is not known.
+            batch.ambiguous = frozenset(batch.attempted)
             return True
 
     def claim(self, batch: Batch, events: Sequence[MeterEvent], outcome: Outcome) -> bool:

@@ -77,8 +77,8 @@ class MeterEventStream:
 
     def open_session(self) -> Grant | Answer:
         """Open a meter event session; an `Answer` says why there is none."""
-        # The SDK sends the same two bytes; the specification declares no body.
-        answer = self._ask_with_key(self._session_url, b"{}")
+        # The OpenAPI description declares no body, and a gateway that validates refuses any.
+        answer = self._ask_with_key(self._session_url, b"")
         if answer.verdict is not Verdict.ACCEPTED:
             return _for_session(answer)
         grant = _grant(answer.body or {})
@@ -204,6 +204,8 @@ class MeterEventStream:
 def _for_session(answer: Answer) -> Answer:
     # Whatever the session host says, the batch behind it was never sent, and a refusal there is
     # about the key or the request itself, not about an event: nothing to split.
+    if answer.verdict is Verdict.TOO_LARGE and not answer.is_stripes:
+        return replace(answer, verdict=Verdict.RETRY, maybe_accepted=False, slowly=True)
     if answer.verdict in {Verdict.REJECTED, Verdict.TOO_LARGE, Verdict.DUPLICATE}:
         return replace(answer, verdict=Verdict.UNAUTHORIZED, maybe_accepted=False, slowly=True)
     if answer.verdict is Verdict.SESSION_EXPIRED:

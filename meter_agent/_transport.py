@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["BODY_BYTES_MAX", "Reply", "Transport", "TransportError", "Way", "preload"]
 
 _HEADERS = {"Content-Type": "application/json", "Accept": "*/*"}
+_HEADERS_WITHOUT_BODY = {"Accept": "*/*"}
 
 
 class _Route(NamedTuple):
@@ -90,7 +91,7 @@ class Transport:
         Args:
             url: Where to.
             headers: Sent as they are, beside the content type and length.
-            body: JSON bytes.
+            body: JSON bytes. Where there are none, no content type is sent, and a length of 0.
             at_most_seconds: Cuts both timeouts further, for the last moments of a process.
 
         Raises:
@@ -103,7 +104,7 @@ class Transport:
         _, timeout = self._timeouts(at_most_seconds)
         again = False
         try:
-            headers = {**_HEADERS, **headers}
+            headers = {**(_HEADERS if body else _HEADERS_WITHOUT_BODY), **headers}
             reply, again = connection.post(route.target, headers, body, timeout=timeout)
         except ValueError as error:
             raise TransportError(str(error), maybe_accepted=False) from None
@@ -161,6 +162,8 @@ class Transport:
     ) -> Reply:
         request = route.template.copy()
         request.body = body
+        if not body:
+            del request.headers["Content-Type"]
         request.headers.update(headers)
         request.headers["Content-Length"] = str(len(body))
         return self._send_by_requests(route, request, at_most_seconds, BODY_BYTES_MAX)

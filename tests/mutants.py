@@ -181,8 +181,8 @@ MUTANTS = (
     Mutant(
         "what a dying sender held is lost",
         "_flusher.py",
-        "                    self._buffer.give_back(batch)\n                with",
-        "                    pass\n                with",
+        "            self._buffer.give_back(batch)\n        return False",
+        "            pass\n        return False",
     ),
     Mutant(
         "the watch is not handed over",
@@ -264,14 +264,14 @@ MUTANTS = (
     Mutant(
         "settled before it was sent",
         "_delivery.py",
-        "            answer = self._attempt_until_final(batch, part)\n",
-        "            settle(part, Outcome.DELIVERED, None, None)\n"
-        "            answer = self._attempt_until_final(batch, part)\n",
+        "                answer = self._attempt_until_final(batch, part)\n",
+        "                settle(part, Outcome.DELIVERED, None, None)\n"
+        "                answer = self._attempt_until_final(batch, part)\n",
     ),
     Mutant(
         "every failure on the way counts",
         "_pace.py",
-        "            if ticket.failures_seen == self._failures_total:",
+        "            if ticket.failures_seen >= self._lengthened_by:",
         "            if True:",
     ),
     Mutant(
@@ -338,14 +338,44 @@ MUTANTS = (
     Mutant(
         "429 counts as perhaps accepted",
         "_answer.py",
-        "    if status == 429:\n        return Verdict.RATE_LIMITED, False",
-        "    if status == 429:\n        return Verdict.RETRY, True",
+        "        Verdict.RATE_LIMITED,\n    ),",
+        "        Verdict.RETRY,\n        maybe_accepted=True,\n    ),",
+    ),
+    Mutant(
+        "a success on the way ends the back-off",
+        "_pace.py",
+        "if self._failures and ticket.failures_seen == self._failures_reported:",
+        "if self._failures:",
+    ),
+    Mutant(
+        "any 2xx is Stripe's",
+        "_answer.py",
+        '        is_stripes = is_empty_object or _text(headers.get("Request-Id")) is not None\n',
+        "        is_stripes = True\n",
+    ),
+    Mutant(
+        "any refusal is Stripe's",
+        "_answer.py",
+        "        is_stripes = bool(message and (code or type_))\n",
+        "        is_stripes = True\n",
+    ),
+    Mutant(
+        "an ambiguous attempt is forgotten",
+        "_delivery.py",
+        "        elif not answer.maybe_accepted:\n",
+        "        else:\n",
+    ),
+    Mutant(
+        "no kind is ever paused",
+        "_brake.py",
+        "            if run.count < _RUN or",
+        "            if True or",
     ),
     Mutant(
         "a duplicate is taken for a bad event",
         "_answer.py",
-        "Verdict.DUPLICATE if _is_duplicate(error) else Verdict.REJECTED",
-        "Verdict.REJECTED",
+        "        Verdict.DUPLICATE,\n    ),",
+        "        Verdict.REJECTED,\n    ),",
     ),
     Mutant(
         "spool: what has ended is not marked",

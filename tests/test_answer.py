@@ -14,8 +14,17 @@ from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
 from meter_agent import exceptions
-from meter_agent._answer import RETRY_AFTER_SECONDS_MAX, Answer, Verdict, judge, parse_retry_after
+from meter_agent._answer import (
+    ANSWERS,
+    RETRY_AFTER_SECONDS_MAX,
+    Answer,
+    Verdict,
+    judge,
+    parse_retry_after,
+    rule_of,
+)
 from meter_agent._transport import Reply
+from meter_agent.sandbox._gateways import GATEWAY_ANSWERS
 
 NOW = 1_795_000_000.0
 HTML = b"<html><body>oops</body></html>"
@@ -31,14 +40,33 @@ def judged(status: int, body: bytes = b"{}", **headers: str) -> Answer:
     return judge(status, named, body, host="stripe.test", wall_time=NOW)
 
 
+JSON = {"Content-Type": "application/json"}
+STRIPES = {"Request-Id": "req_1"}
 EXPIRED = "billing_meter_event_session_expired"
 
 TABLE: list[tuple[str, int, bytes, dict[str, str], Verdict, bool]] = [
-    ("an empty object", 200, b"{}", {}, Verdict.ACCEPTED, False),
-    ("another success", 202, b"{}", {}, Verdict.ACCEPTED, False),
-    ("no content", 204, b"", {}, Verdict.ACCEPTED, False),
-    ("a complete empty body", 200, b"", {"Content-Length": "0"}, Verdict.ACCEPTED, False),
-    ("an empty chunked body", 200, b"", {"Transfer-Encoding": "chunked"}, Verdict.ACCEPTED, False),
+    ("an empty object", 200, b"{}", JSON, Verdict.ACCEPTED, False),
+    ("an empty object with spaces", 200, b" { }\n", JSON, Verdict.ACCEPTED, False),
+    (
+        "a character set",
+        200,
+        b"{}",
+        {"Content-Type": "Application/JSON; charset=utf-8"},
+        Verdict.ACCEPTED,
+        False,
+    ),
+    ("another success", 202, b"{}", JSON, Verdict.ACCEPTED, False),
+    ("no content with a Request-Id", 204, b"", STRIPES, Verdict.ACCEPTED, False),
+    ("any body with a Request-Id", 200, b'{"a":1}', STRIPES, Verdict.ACCEPTED, False),
+    ("an error with status 200 and a Request-Id", 200, error("x"), STRIPES, Verdict.RETRY, True),
+    ("an empty object of unknown type", 200, b"{}", {}, Verdict.RETRY, True),
+    ("an empty object as text", 200, b"{}", {"Content-Type": "text/plain"}, Verdict.RETRY, True),
+    ("a queue's success", 200, b'{"status":"queued"}', JSON, Verdict.RETRY, True),
+    ("no content", 204, b"", {}, Verdict.RETRY, True),
+    ("a complete empty body", 200, b"", {"Content-Length": "0"}, Verdict.RETRY, True),
+    ("an empty chunked body", 200, b"", {"Transfer-Encoding": "chunked"}, Verdict.RETRY, True),
+    ("another request's id", 200, b"", {"X-Request-Id": "1"}, Verdict.RETRY, True),
+    ("an empty Request-Id", 204, b"", {"Request-Id": ""}, Verdict.RETRY, True),
     ("an empty body of unknown length", 200, b"", {}, Verdict.RETRY, True),
     ("a page of HTML", 200, HTML, {}, Verdict.RETRY, True),
     ("half a JSON object", 200, b'{"a"', {}, Verdict.RETRY, True),
@@ -47,8 +75,30 @@ TABLE: list[tuple[str, int, bytes, dict[str, str], Verdict, bool]] = [
     ("a redirect", 301, b"", {"Location": "http://evil.test"}, Verdict.RETRY, True),
     ("a temporary redirect", 307, b"", {}, Verdict.RETRY, True),
     ("a bad event", 400, error("invalid_fields"), {}, Verdict.REJECTED, False),
-    ("a refusal without a body", 400, b"", {}, Verdict.REJECTED, False),
-    ("a refusal with an empty object", 422, b"{}", {}, Verdict.REJECTED, False),
+    (
+        "a bad event, by type",
+        400,
+        error(type_="invalid_request_error"),
+        {},
+        Verdict.REJECTED,
+        False,
+    ),
+    ("a refusal without a body", 400, b"", {}, Verdict.RETRY, True),
+    ("a refusal with an empty object", 422, b"{}", {}, Verdict.RETRY, True),
+    ("a refusal with a Request-Id alone", 400, b"{}", STRIPES, Verdict.RETRY, True),
+    ("API Gateway's 400", 400, b'{"message":"Bad Request"}', JSON, Verdict.RETRY, True),
+    ("FastAPI's 422", 422, b'{"detail":"x"}', JSON, Verdict.RETRY, True),
+    ("a 404 with a message alone", 404, error(None, "no route"), JSON, Verdict.RETRY, True),
+    ("OAuth's 400", 400, b'{"error":"invalid_request"}', JSON, Verdict.RETRY, True),
+    ("an error with a code and no message", 400, error("x", ""), JSON, Verdict.RETRY, True),
+    (
+        "an error with a number for a code",
+        404,
+        b'{"error":{"code":404,"message":"no","status":"NOT_FOUND"}}',
+        JSON,
+        Verdict.RETRY,
+        True,
+    ),
     ("a proxy's 400", 400, HTML, {}, Verdict.RETRY, True),
     ("not found", 404, error("not_found"), {}, Verdict.REJECTED, False),
     ("a proxy's 404", 404, HTML, {}, Verdict.RETRY, True),
@@ -59,7 +109,7 @@ TABLE: list[tuple[str, int, bytes, dict[str, str], Verdict, bool]] = [
     (
         "a v1 duplicate",
         400,
-        error(None, "An event already exists with identifier abc."),
+        error(None, "An event already exists with identifier abc.", "invalid_request_error"),
         {"Stripe-Should-Retry": "false"},
         Verdict.DUPLICATE,
         False,
@@ -83,7 +133,17 @@ TABLE: list[tuple[str, int, bytes, dict[str, str], Verdict, bool]] = [
         False,
     ),
     ("a wrong key", 401, error("api_key_invalid"), {}, Verdict.UNAUTHORIZED, False),
-    ("forbidden", 403, HTML, {}, Verdict.UNAUTHORIZED, False),
+    ("forbidden", 403, error("permission_denied"), {}, Verdict.UNAUTHORIZED, False),
+    ("forbidden by a gateway", 403, HTML, {}, Verdict.UNAUTHORIZED, True),
+    (
+        "an expired session that is not Stripe's",
+        401,
+        json.dumps({"error": {"code": EXPIRED}}).encode(),
+        {},
+        Verdict.UNAUTHORIZED,
+        True,
+    ),
+    ("expired, with a status of its own", 422, error(EXPIRED), {}, Verdict.REJECTED, False),
     ("a request timeout", 408, b"", {}, Verdict.RETRY, True),
     ("a conflict", 409, error("idempotency_error"), {}, Verdict.RETRY, True),
     ("too early", 425, b"", {}, Verdict.RETRY, True),
@@ -93,7 +153,7 @@ TABLE: list[tuple[str, int, bytes, dict[str, str], Verdict, bool]] = [
     ("a status nobody knows", 599, b"", {}, Verdict.RETRY, True),
     ("a teapot", 418, error("x"), {}, Verdict.RETRY, True),
     ("retry, says Stripe", 400, error("x"), {"stripe-should-retry": "true"}, Verdict.RETRY, True),
-    ("a size to try again", 413, HTML, {"stripe-should-retry": "true"}, Verdict.RETRY, False),
+    ("a size to try again", 413, HTML, {"stripe-should-retry": "true"}, Verdict.RETRY, True),
 ]
 
 
@@ -113,6 +173,45 @@ def test_each_answer_has_its_meaning(
 def test_an_answer_that_advises_against_a_retry_is_asked_again_slowly(status: int) -> None:
     assert judged(status, stripe_should_retry="false").slowly
     assert not judged(status).slowly
+
+
+def test_each_row_of_the_table_decides_about_some_answer() -> None:
+    decided = {
+        rule_of(status, CaseInsensitiveDict(headers), body).answer
+        for _, status, body, headers, *_ in TABLE
+    }
+    assert decided == {rule.answer for rule in ANSWERS}
+
+
+@pytest.mark.parametrize("form", GATEWAY_ANSWERS)
+def test_no_answer_of_a_gateway_settles_an_event(form: str) -> None:
+    reply = GATEWAY_ANSWERS[form]
+    headers = CaseInsensitiveDict(reply.headers)
+    answer = judge(reply.status, headers, reply.body, host="h", wall_time=NOW)
+    assert not answer.is_stripes
+    assert answer.verdict in {Verdict.RETRY, Verdict.UNAUTHORIZED, Verdict.TOO_LARGE}
+    assert answer.maybe_accepted or answer.verdict is Verdict.TOO_LARGE
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
+def test_a_refusal_is_stripes_by_its_error_alone_and_not_by_its_headers(status: int) -> None:
+    assert judged(status, error("x")).is_stripes
+    assert not judged(status, b"{}", request_id="req_1").is_stripes
+
+
+def test_an_answer_of_somebody_else_says_so() -> None:
+    answer = judged(400, b'{"message":"Bad Request"}')
+    assert answer.message == (
+        "HTTP 400 from stripe.test: Bad Request; the answer is not in Stripe's form, a gateway or "
+        "proxy may have given it"
+    )
+    assert "not in Stripe's form" in judged(204).message
+
+
+def test_a_gateway_that_wants_credentials_is_not_reported_as_a_refused_key() -> None:
+    assert type(judged(403, HTML).error()) is exceptions.StreamUnavailableError
+    assert judged(403, error("permission_denied")).refuses_key
+    assert not judged(403, HTML).refuses_key
 
 
 def test_refused_credentials_are_asked_again_slowly() -> None:
@@ -185,7 +284,8 @@ def test_an_error_body_of_any_form_is_judged_without_an_exception(body: bytes) -
 def test_an_answer_becomes_the_error_that_says_what_to_do(
     verdict: Verdict, kind: type[exceptions.StreamError]
 ) -> None:
-    raised = Answer(verdict, message="m", status=400, code="c", request_id="r").error()
+    answer = Answer(verdict, "m", status=400, code="c", request_id="r", is_stripes=True)
+    raised = answer.error()
     assert type(raised) is kind
     again = pickle.loads(pickle.dumps(raised))
     assert (type(again), str(again), again.status, again.code, again.request_id) == (
@@ -266,6 +366,6 @@ def test_no_answer_makes_the_judge_raise_and_only_success_is_accepted(
 
 @pytest.mark.parametrize("code", ["duplicate_meter_event", "payload_invalid_value"])
 def test_a_refusal_that_shall_be_tried_again_may_have_been_taken_in_part(code: str) -> None:
-    body = json.dumps({"error": {"code": code}}).encode()
+    body = error(code)
     answer = judge(400, {"Stripe-Should-Retry": "true"}, body, host="h", wall_time=0.0)
     assert (answer.verdict, answer.maybe_accepted) == (Verdict.RETRY, True)

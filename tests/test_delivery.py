@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 
 from meter_agent._answer import Answer
 from meter_agent._batch import Batch
+from meter_agent._body_limit import BodyLimit
+from meter_agent._brake import Brake
 from meter_agent._dead_letters import DeadLetterReason
-from meter_agent._delivery import BodyLimit, Delivery
+from meter_agent._delivery import Delivery
 from meter_agent._event import EventEncoder, MeterEvent
+from meter_agent._held import HeldBatches
 from meter_agent._ledger import Outcome, Traffic
 from meter_agent._log import EventLog
 from meter_agent._pace import Pace
@@ -63,7 +66,9 @@ class World:
             traffic=self.traffic,
             seconds_left=self.pace.seconds_left,
         )
-        self.body_limit = BodyLimit(100)
+        self.body_limit = BodyLimit(self.runtime, 100)
+        self.brake = Brake(self.runtime)
+        self.held = HeldBatches(self.runtime)
         self.delivery = Delivery(
             self.runtime,
             stream=stream,
@@ -71,18 +76,20 @@ class World:
             pace=self.pace,
             attempts=self,
             body_limit=self.body_limit,
+            brake=self.brake,
+            held=self.held,
             traffic=self.traffic,
             log=log,
             on_error=self.errors.append,
             resend_window_seconds=23 * 3600.0,
         )
 
-    def batch(self, count: int, *, timestamp: float | None = None) -> Batch:
+    def batch(self, count: int, *, timestamp: float | None = None, name: str = "tokens") -> Batch:
         encoder = EventEncoder()
         now = self.runtime.clock.time()
         events = [
             encoder.encode(
-                (now, "tokens", f"cus_{n}", n, timestamp, None, None), f"id-{id(self)}-{n:04}"
+                (now, name, f"cus_{n}", n, timestamp, None, None), f"{name}-{id(self)}-{n:04}"
             )
             for n in range(count)
         ]
@@ -93,8 +100,7 @@ class World:
         return batch
 
     def begin_attempt(self, batch: Batch, part: Sequence[MeterEvent]) -> bool:
-        now = self.runtime.clock.time(), self.runtime.monotonic()
-        batch.attempted = dict.fromkeys(map(id, part), now) | batch.attempted
+        batch.begin_attempt(part, self.runtime.clock.time(), self.runtime.monotonic())
         return not batch.abandoned
 
     def forget_attempt(self, batch: Batch, attempted: dict[int, tuple[float, float]]) -> None:
@@ -280,12 +286,12 @@ def test_a_session_without_a_token_is_asked_for_again(world: World) -> None:
 
 def test_after_a_413_bodies_shrink_and_then_grow_back(world: World) -> None:
     world.sandbox.add_fault(Fault("status", status=413, code="too_large", times=2))
-    world.deliver(100)
-    assert world.outcomes() == {Outcome.DELIVERED: 100}
+    for _ in range(20):
+        world.deliver(100)
+    assert world.outcomes() == {Outcome.DELIVERED: 2000}
     sizes = [request.events for request in world.stream_requests()]
     assert sizes[:3] == [100, 50, 25]
-    world.deliver(100)
-    assert world.stream_requests()[-1].events == 100
+    assert sizes[-1] == 100
 
 
 def test_an_event_that_is_too_large_alone_is_a_dead_letter_unless_it_may_have_arrived(
@@ -467,3 +473,173 @@ def test_a_connection_that_breaks_after_the_window_earns_no_free_retry(world: Wo
     world.deliver(1)
     assert world.outcomes() == {Outcome.DELIVERED: 1, Outcome.UNCERTAIN: 1}
     assert len(world.stream_requests()) == 2
+
+
+@pytest.mark.parametrize(
+    "ambiguous",
+    [
+        Fault("status", status=504, accept=True, times=1),
+        Fault("gateway", form="nginx-403", accept=True, times=1),
+        Fault("gateway", form="validator-422", accept=True, times=1),
+        Fault("reset", when="after", times=1),
+        Fault("hang", accept=True, times=1),
+        Fault("status", status=400, headers={"Stripe-Should-Retry": "true"}, accept=True, times=1),
+    ],
+    ids=["5xx", "gateway's 403", "gateway's 422", "reset", "hang", "should retry"],
+)
+def test_a_refusal_after_an_ambiguous_attempt_is_uncertain(world: World, ambiguous: Fault) -> None:
+    world.sandbox.add_fault(ambiguous)
+    world.sandbox.add_fault(Fault("status", status=429, times=1))
+    # From now on the meter is archived.
+    world.sandbox.add_fault(Fault("status", status=400, code="archived_meter"))
+    world.deliver(7)
+    assert world.outcomes() == {Outcome.UNCERTAIN: 7}
+    answer = world.settled[0][3]
+    assert answer is not None
+    assert answer.code == "archived_meter"
+    assert "an earlier request with this event" in answer.message
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        Fault("status", status=429, times=2),
+        Fault("status", status=400, times=1),
+        Fault("status", status=401, code="invalid_api_key", times=3),
+        Fault("status", status=413, code="request_too_large", times=1),
+        Fault("gateway", form="nginx-413", times=1),
+        Fault("status", on="session", status=503, times=2),
+        Fault("reset", on="session", when="after", times=2),
+    ],
+    ids=["429", "refused as a whole", "401", "413", "gateway's 413", "no session", "lost session"],
+)
+def test_a_refusal_without_an_ambiguous_attempt_before_it_is_a_dead_letter(
+    world: World, plain: Fault
+) -> None:
+    world.sandbox.add_fault(plain)
+    world.sandbox.add_fault(Fault("status", status=400, code="archived_meter"))
+    world.deliver(7)
+    assert world.outcomes() == {Outcome.DEAD_LETTERED: 7}
+
+
+def test_only_the_events_of_the_ambiguous_request_are_uncertain_when_refused(world: World) -> None:
+    world.sandbox.add_fault(Fault("status", status=413, code="request_too_large", times=1))
+    world.sandbox.add_fault(Fault("status", status=503, accept=True, times=1))
+    world.sandbox.add_fault(Fault("status", status=400, code="archived_meter"))
+    world.deliver(8)
+    assert world.outcomes() == {Outcome.UNCERTAIN: 4, Outcome.DEAD_LETTERED: 4}
+
+
+def test_an_ambiguous_event_that_stripe_has_is_delivered() -> None:
+    world = World(duplicates="reject")
+    world.sandbox.add_fault(Fault("gateway", form="nginx-502", accept=True, times=2))
+    world.deliver(10)
+    assert world.outcomes() == {Outcome.DELIVERED: 10}
+
+
+# -- events that may not be sent now -------------------------------------------------------------
+
+
+def archive(world: World, **more: Any) -> None:
+    world.sandbox.add_fault(
+        Fault("poison", match={"event_name": "tokens"}, code="no_meter", **more)
+    )
+
+
+def test_twenty_identical_refusals_pause_the_events_of_that_name(world: World) -> None:
+    archive(world)
+    batch = world.deliver(100)
+    assert world.outcomes() == {Outcome.DEAD_LETTERED: 20}
+    assert batch.held_until == world.runtime.monotonic() + 30
+    assert "every event 'tokens' is refused" in world.brake.describe()
+    assert "no_meter" in world.brake.describe()
+
+
+def test_other_events_go_on_beside_a_paused_name(world: World) -> None:
+    archive(world)
+    world.deliver(40)
+    world.settled.clear()
+    batch = world.batch(3)
+    batch.open += world.batch(5, name="requests").open
+    world.delivery.deliver(batch, world.settle)
+    assert world.outcomes() == {Outcome.DELIVERED: 5}
+    assert batch.held_until is not None
+
+
+def again(world: World, batch: Batch) -> None:
+    """Let the pause pass and deliver what is left of *batch*."""
+    assert batch.held_until is not None
+    world.runtime.advance(batch.held_until - world.runtime.monotonic())
+    ended = {identifier for identifier, *_ in world.settled}
+    batch.open = [event for event in batch.open if event.identifier not in ended]
+    world.delivery.deliver(batch, world.settle)
+
+
+def test_after_each_pause_one_event_is_tried_and_the_next_pause_is_longer(world: World) -> None:
+    archive(world)
+    batch = world.deliver(100)
+    pauses = []
+    for _ in range(8):
+        pauses.append(batch.held_until - world.runtime.monotonic())  # type: ignore[operator]
+        before = len(world.stream_requests())
+        again(world, batch)
+        assert len(world.stream_requests()) == before + 1
+    assert pauses == [30, 60, 120, 240, 480, 900, 900, 900]
+    assert world.outcomes() == {Outcome.DEAD_LETTERED: 28}
+
+
+def test_when_the_tried_event_is_accepted_all_go_on(world: World) -> None:
+    archive(world)
+    batch, other = world.deliver(100), world.deliver(50)
+    world.held.put(other)
+    world.sandbox.clear_faults()
+    again(world, batch)
+    assert world.outcomes() == {Outcome.DEAD_LETTERED: 20, Outcome.DELIVERED: 80}
+    assert world.brake.describe() == ""
+    assert world.held.take() is other
+
+
+def test_refusals_with_something_accepted_in_between_pause_nothing(world: World) -> None:
+    poison = {str(n) for n in range(100) if n % 10 < 3}
+    world.sandbox.add_fault(Fault("poison", predicate=lambda e: e["payload"]["value"] in poison))
+    world.deliver(100)
+    assert world.outcomes() == {Outcome.DELIVERED: 70, Outcome.DEAD_LETTERED: 30}
+
+
+def test_refusals_with_different_codes_pause_nothing(world: World) -> None:
+    def is_even(event: dict[str, Any]) -> bool:
+        return int(event["payload"]["value"]) % 2 == 0
+
+    world.sandbox.add_fault(Fault("poison", code="no_meter", predicate=is_even))
+    world.sandbox.add_fault(Fault("poison", code="archived_meter"))
+    world.deliver(100)
+    assert world.outcomes() == {Outcome.DEAD_LETTERED: 100}
+
+
+def test_an_event_that_a_gateway_finds_too_large_is_kept_and_tried_rarely(world: World) -> None:
+    world.sandbox.add_fault(Fault("gateway", form="nginx-413", times=10))
+    batch = world.deliver(1)
+    for _ in range(9):
+        assert world.settled == []
+        assert not batch.attempted
+        again(world, batch)
+    assert world.runtime.monotonic() - 1000 >= 30 + 60 + 120 + 240 + 480 + 4 * 900
+    again(world, batch)
+    assert world.outcomes() == {Outcome.DELIVERED: 1}
+
+
+def test_the_others_of_a_batch_go_past_an_event_that_is_too_large_for_a_gateway(
+    world: World,
+) -> None:
+    world.sandbox.add_fault(Fault("gateway", form="nginx-413", times=4))
+    batch = world.deliver(8)  # 8, 4, 2, 1
+    assert world.outcomes() == {Outcome.DELIVERED: 7}
+    assert batch.held_until is not None
+
+
+def test_where_too_much_is_held_refused_events_are_dead_letters(world: World) -> None:
+    archive(world)
+    for _ in range(1000):
+        world.held.put(world.batch(1))
+    world.deliver(100)
+    assert world.outcomes() == {Outcome.DEAD_LETTERED: 100}

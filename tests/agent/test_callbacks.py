@@ -114,7 +114,8 @@ def test_whatever_a_callback_does_each_letter_is_told_once_and_every_other_event
             ACTIONS[action](agent)
 
     sandbox.add_fault(Fault("poison", match={"customer": "cus_bad"}))
-    sandbox.add_fault(Fault("status", status=503, times=2))
+    # Not an ambiguous answer, behind which nothing becomes a plain dead letter.
+    sandbox.add_fault(Fault("status", status=429, times=2))
     agent = make_agent(on_dead_letter=on_dead_letter, on_error=on_error, max_in_flight=2)
     for n in range(100):
         agent.record("tokens", "cus_bad" if n % 10 == 5 else "cus_good", identifier=f"id-{n}")

@@ -51,7 +51,8 @@ def test_the_report_is_json_on_request() -> None:
     # Each kind of fault struck, or this was no proof of anything.
     assert all(report["faults"].values()), report["faults"]
     assert sandbox["duplicates"] > 0
-    assert ledger["dead_lettered"] == 2
+    # One of them may have been in a request whose answer was lost.
+    assert ledger["dead_lettered"] + ledger["uncertain"] == 2
 
 
 def test_customer_totals_add_up_to_those_of_the_trace(tmp_path: Path) -> None:

@@ -102,6 +102,26 @@ def test_what_the_agent_did_not_settle_is_named(stats: Stats, difference: str) -
     assert found[-1].startswith("input_tokens cus_1: recorded 105, dead-lettered 0")
 
 
+@pytest.mark.parametrize("arrived", [True, False])
+def test_an_uncertain_event_balances_as_the_sandbox_has_it(arrived: bool) -> None:
+    letter = _letter(reason="uncertain")
+    value = int(letter.event["payload"]["value"])
+    account = Account(letter.event["event_name"], letter.event["payload"]["stripe_customer_id"])
+    sandbox = {
+        "accepted": int(arrived),
+        "totals": {account.meter: {account.customer: str(value)}} if arrived else {},
+    }
+    found = Books(
+        1,
+        {account: value},
+        [letter],
+        Stats(recorded=1, uncertain=1),
+        sandbox,
+        {letter.event["identifier"]: arrived},
+    )
+    assert found.differences() == []
+
+
 def test_a_report_with_a_difference_ends_with_it_and_the_verdict(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -90,7 +90,8 @@ def read_request(connection: socket.socket) -> bytes:
 def answer(
     connection: socket.socket, body: bytes = b"{}", status: str = "200 OK", *headers: str
 ) -> None:
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
+    lines = [f"HTTP/1.1 {status}", "Content-Type: application/json"]
+    lines += [f"Content-Length: {len(body)}", *headers]
     connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
 
 

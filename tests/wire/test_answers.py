@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from meter_agent.sandbox import Sandbox
+from meter_agent.sandbox import Fault, Sandbox
+from meter_agent.sandbox._gateways import GATEWAY_ANSWERS
 from tests.wire.front import Behaviour, Exchange, Front, assert_billed_once, real_agent, record
 from tests.wire.servers import answer, listening, reset
 
@@ -107,17 +108,24 @@ def test_what_is_no_answer_is_asked_again_and_billed_once(
 
 def empty_with_length(exchange: Exchange) -> None:
     exchange.take_in()
-    exchange.say(200)
+    exchange.say(200, b"", "Request-Id: req_1")
 
 
 def empty_and_chunked(exchange: Exchange) -> None:
     exchange.take_in()
-    exchange.connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+    exchange.connection.sendall(
+        b"HTTP/1.1 200 OK\r\nRequest-Id: req_1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    )
 
 
 def no_content(exchange: Exchange) -> None:
     exchange.take_in()
-    exchange.connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+    exchange.connection.sendall(b"HTTP/1.1 204 No Content\r\nRequest-Id: req_1\r\n\r\n")
+
+
+def an_empty_object_without_a_request_id(exchange: Exchange) -> None:
+    exchange.take_in()
+    exchange.say(200, b"{}", "Content-Type: application/json")
 
 
 def after_a_100(exchange: Exchange) -> None:
@@ -126,9 +134,16 @@ def after_a_100(exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize(
-    "behaviour", [empty_with_length, empty_and_chunked, no_content, after_a_100]
+    "behaviour",
+    [
+        empty_with_length,
+        empty_and_chunked,
+        no_content,
+        an_empty_object_without_a_request_id,
+        after_a_100,
+    ],
 )
-def test_a_complete_success_is_believed_at_once_even_without_a_word(
+def test_a_success_of_stripe_is_believed_at_once_whatever_its_body(
     sandbox: Sandbox, behaviour: Behaviour
 ) -> None:
     front = Front(sandbox, behaviour)
@@ -140,6 +155,56 @@ def test_a_complete_success_is_believed_at_once_even_without_a_word(
     assert_billed_once(sandbox, final, 10)
     assert (final.requests, final.retries, final.last_error) == (1, 0, None)
     assert sandbox.totals()["duplicates"] == 0
+
+
+@pytest.mark.parametrize("taken_in", [False, True], ids=["stopped", "rewritten"])
+@pytest.mark.parametrize("form", GATEWAY_ANSWERS)
+def test_an_answer_of_a_gateway_settles_no_event_and_is_shown(
+    sandbox: Sandbox, form: str, taken_in: bool
+) -> None:
+    sandbox.add_fault(Fault("gateway", form=form, accept=taken_in, times=2))
+    with Front(sandbox).open() as server:
+        agent = real_agent(server.url, flush_interval_seconds=60.0, retry_max_seconds=1.0)
+        record(agent, 10)
+        assert agent.flush(30)
+        final = agent.close(20)
+    assert_billed_once(sandbox, final, 10)
+    assert (final.dead_lettered, final.uncertain) == (0, 0)
+    status = GATEWAY_ANSWERS[form].status
+    assert f"HTTP {status} from 127.0.0.1" in str(final.last_error)
+    assert "not in Stripe's form" in str(final.last_error)
+
+
+def test_a_session_of_a_gateway_is_not_believed(sandbox: Sandbox) -> None:
+    portal = Fault("gateway", on="session", form="portal-200", times=1)
+    empty = Fault("status", on="session", status=200, times=1)
+    sandbox.add_fault(portal)
+    sandbox.add_fault(empty)
+    with Front(sandbox).open() as server:
+        agent = real_agent(server.url)
+        record(agent, 10)
+        assert agent.flush(20)
+        final = agent.close(20)
+    assert_billed_once(sandbox, final, 10)
+    assert final.sessions == 1
+
+
+def test_a_session_is_asked_for_without_a_body(sandbox: Sandbox) -> None:
+    front = Front(sandbox)
+    sandbox.add_fault(Fault("status", status=401, times=1))  # a second session, on the open socket
+    with front.open() as server:
+        agent = real_agent(server.url)
+        record(agent, 10)
+        assert agent.flush(20)
+        agent.close(20)
+    sessions = [exchange for exchange in front.exchanges if not exchange.for_stream]
+    assert len(sessions) == 2
+    for exchange in sessions:
+        names = {name.lower(): value for name, value in exchange.headers.items()}
+        assert exchange.body == b""
+        assert names["content-length"] == "0"
+        assert "content-type" not in names
+        assert "transfer-encoding" not in names
 
 
 @pytest.mark.parametrize("taken_in", [False, True], ids=["refused", "taken in all the same"])

@@ -98,7 +98,9 @@ class Drip:
 
     def __call__(self, exchange: Exchange) -> None:
         reply = exchange.take_in()
-        head = f"HTTP/1.1 {reply.status} OK\r\nContent-Length: {len(reply.body)}\r\n\r\n".encode()
+        lines = [f"HTTP/1.1 {reply.status} OK", "Content-Type: application/json"]
+        lines += [f"Content-Length: {len(reply.body)}", "\r\n"]
+        head = "\r\n".join(lines).encode()
         slow, rest = (head, reply.body) if self._head_only else (head + reply.body, b"")
         try:
             for place in range(len(slow)):

@@ -35,19 +35,36 @@ def test_bodies_shrink_to_what_a_gateway_lets_pass_and_grow_back_when_it_widens(
         assert agent.flush(20)
         narrow = [len(exchange.events) for exchange in front.batches]
         gateway.events = 100
-        for n in range(300):
+        for n in range(700):
             agent.record("tokens", "cus_1", 301 + n)
         assert agent.flush(20)
         wide = [len(exchange.events) for exchange in front.batches][len(narrow) :]
         final = agent.close(20)
-    assert_billed_once(sandbox, final, 600)
+    assert_billed_once(sandbox, final, 1000)
     assert narrow[:4] == [100, 50, 25, 12]
     assert sum(size for size in narrow if size <= 12) == 300
     assert narrow.count(100) == 1, "the batches behind have learned from the first"
-    # While it is narrow, one body in three tries whether it has become wider.
-    assert len(narrow) <= 3 * 300 / 12
     assert max(wide) == 100
-    assert len(wide) <= 10
+
+
+@pytest.mark.parametrize("senders", [1, 8])
+def test_after_the_first_thousand_events_at_most_twelve_requests_per_thousand_are_too_large(
+    sandbox: Sandbox, senders: int
+) -> None:
+    front = Front(sandbox, behave=Narrow(20))
+    with front.open() as server:
+        agent = real_agent(server.url, max_in_flight=senders)
+        record(agent, 1000)
+        assert agent.flush(60)
+        before = len(front.batches)
+        for n in range(4000):
+            agent.record("tokens", "cus_1", 1001 + n)
+        assert agent.flush(60)
+        later = [len(exchange.events) for exchange in front.batches[before:]]
+        final = agent.close(20)
+    assert_billed_once(sandbox, final, 5000)
+    assert len([size for size in later if size > 20]) <= 4 * 12
+    assert len(later) <= 4000 / 20 * 1.5
 
 
 @pytest.mark.parametrize("poisons", [1, 2, 5, 13])

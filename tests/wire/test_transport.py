@@ -299,7 +299,7 @@ def test_each_credential_goes_to_its_own_endpoint_only(transport: Transport) -> 
     assert b"Bearer sk_test_key" in session
     assert b"Bearer the_token" in events
     assert b"sk_test_key" not in events
-    assert session.endswith(b"\r\n\r\n{}")
+    assert session.endswith(b"\r\n\r\n")
     assert events.endswith(b'\r\n\r\n{"events":[{"a":1},{"b":2}]}')
     assert b"Bearer sk_test_key" in single
     assert b"Idempotency-Key" not in single

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -37,16 +37,23 @@ class Books:
     sandbox: Mapping[str, Any]
     """The answer of `GET /_sandbox/totals`."""
 
+    uncertain: Mapping[str, bool] = field(default_factory=dict)
+    """Identifiers of uncertain letters, and whether the sandbox turned out to have the event."""
+
     def dead(self) -> dict[Account, Decimal]:
-        """Tokens in dead letters. What is *uncertain* is left out: it balances nothing."""
+        """Tokens in dead letters, and in uncertain ones that the sandbox turned out not to have."""
         sums: defaultdict[Account, Decimal] = defaultdict(Decimal)
         for letter in self.letters:
             payload = letter.event.get("payload")
             # An event of another shape was never sent. Then its account stays open and is told.
-            if not letter.uncertain and isinstance(payload, Mapping):
+            is_dead = not letter.uncertain or self._is_missing(letter)
+            if is_dead and isinstance(payload, Mapping):
                 account = Account(letter.event["event_name"], payload["stripe_customer_id"])
                 sums[account] += Decimal(payload["value"])
         return dict(sums)
+
+    def _is_missing(self, letter: DeadLetter) -> bool:
+        return self.uncertain.get(letter.event["identifier"]) is False
 
     def received(self) -> dict[Account, Decimal]:
         """Tokens that the sandbox has."""
@@ -73,15 +80,18 @@ class Books:
 
     def _ledger_differences(self) -> Iterator[str]:
         stats, accepted = self.stats, self.sandbox["accepted"]
+        delivered = stats.delivered + sum(self.uncertain.values())
         pairs = (
             ("record() was called", self.events, "the agent recorded", stats.recorded),
-            ("the agent delivered", stats.delivered, "the sandbox accepted", accepted),
+            ("the agent delivered", delivered, "the sandbox accepted", accepted),
             ("the agent dead-lettered", stats.dead_lettered, "letters came", self._letters()),
         )
         for one, count, other, number in pairs:
             if count != number:
                 yield f"events: {one} {count}, {other} {number}"
-        for name in ("uncertain", "dropped_total", "buffered", "in_flight"):
+        if unclear := stats.uncertain - len(self.uncertain):
+            yield f"events: {unclear} uncertain"
+        for name in ("dropped_total", "buffered", "in_flight"):
             if getattr(stats, name):
                 yield f"events: {getattr(stats, name)} {name.removesuffix('_total')}"
         if not stats.balanced:

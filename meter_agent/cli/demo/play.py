@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from meter_agent import Config, DeadLetter, MeterAgent, Stats
 from meter_agent.cli.demo.books import Books
@@ -114,8 +115,14 @@ def play(rows: Sequence[TraceRow], *, seed: int, seconds: float, viewer: Viewer)
             _drain(agent, look)
             stats = agent.close()
         totals = sandbox.get("totals")
+        # Refused after an answer that was lost: the sandbox knows whether it has them.
+        doubtful = [letter.event["identifier"] for letter in letters if letter.uncertain]
+        uncertain = {
+            identifier: bool(sandbox.get(f"ledger?identifier={quote(identifier)}")["events"])
+            for identifier in doubtful
+        }
         strikes = count_strikes(sandbox.get("requests?limit=100000")["requests"])
-    books = Books(len(METERS) * len(rows), passed, letters, stats, totals)
+    books = Books(len(METERS) * len(rows), passed, letters, stats, totals, uncertain)
     differences = tuple(books.differences())
     return Report(len(rows), books, strikes, time.monotonic() - began_at, differences)
 
