@@ -37,6 +37,7 @@ LOG_EVENTS = {
     "meter_agent.credentials_refused": "Stripe refused the key; events are kept, asking slowly.",
     "meter_agent.batch_split": "Stripe refused a batch; it is cut in two to find the bad event.",
     "meter_agent.events_paused": "Stripe refuses every event of a name; they are kept and tried.",
+    "meter_agent.identifier_reused": "Two different events have one identifier; Stripe bills one.",
     "meter_agent.event_dead_lettered": "An event cannot be billed as it is.",
     "meter_agent.events_uncertain": "Stripe may or may not have events; a human must decide.",
     "meter_agent.events_dropped": "Events were dropped; *reason* says why.",

@@ -22,6 +22,7 @@ from meter_agent._held import HeldBatches
 from meter_agent._imports import forget_unfinished
 from meter_agent._ledger import DropReason, Outcome, Stats, Traffic, stats_of
 from meter_agent._log import ERROR, INFO, WARNING, EventLog, write
+from meter_agent._own_identifiers import OwnIdentifiers
 from meter_agent._pace import Pace
 from meter_agent._progress import Progress
 from meter_agent._runtime import Runtime, threads_are_greenlets
@@ -140,6 +141,7 @@ class Pipeline:
         self._letters = DeadLetterFile(
             config.dead_letter_path, log=self._log, on_letter=self._guarded(on_dead_letter)
         )
+        self._own_identifiers = OwnIdentifiers(runtime, self._log)
         self._pace = Pace(
             runtime,
             events_per_second=config.max_events_per_second,
@@ -218,6 +220,7 @@ class Pipeline:
             encoder=self._encoder,
             delivery=delivery,
             letters=self._letters,
+            own_identifiers=self._own_identifiers,
         )
         return Reporting(sender, self._tell_drops)
 

@@ -15,9 +15,10 @@ from meter_agent._dead_letters import (
     letter_of,
 )
 from meter_agent._delivery import Delivery
-from meter_agent._event import EventEncoder, MeterEvent, describe
+from meter_agent._event import EventEncoder, EventTuple, MeterEvent, describe
 from meter_agent._event_buffer import EventBuffer
 from meter_agent._ledger import Outcome
+from meter_agent._own_identifiers import OwnIdentifiers
 from meter_agent._runtime import Runtime
 from meter_agent._spool_body import InvalidRecord
 from meter_agent.exceptions import InvalidEventError
@@ -48,12 +49,14 @@ class Sender:
         encoder: EventEncoder,
         delivery: Delivery,
         letters: DeadLetterFile,
+        own_identifiers: OwnIdentifiers,
     ) -> None:
         self._runtime = runtime
         self._buffer = buffer
         self._encoder = encoder
         self._delivery = delivery
         self._letters = letters
+        self._own_identifiers = own_identifiers
 
     def process(self, batch: Batch) -> None:
         """Settle every event of *batch*, or return early because the agent closes."""
@@ -81,6 +84,7 @@ class Sender:
         # dies in between comes out the same for the next one.
         valid: list[MeterEvent] = []
         places: list[int] = []
+        recorded: list[EventTuple] = []
         letters: list[DeadLetter] = []
         for place, (identifier, event) in enumerate(self._buffer.recorded(batch)):
             if isinstance(event, InvalidRecord):
@@ -89,12 +93,14 @@ class Sender:
             try:
                 valid.append(self._encoder.encode(event, identifier))
                 places.append(place)
+                recorded.append(event)
             except InvalidEventError as error:
                 letters.append(self._invalid(event, str(error)))
             except (Exception, SystemExit) as error:  # noqa: BLE001 - objects that misbehave
                 letters.append(self._invalid(event, f"it cannot be read: {type(error).__name__}"))
         if self._buffer.freeze(batch, valid, places):
             self._keep(batch, letters)
+            self._own_identifiers.note(zip(recorded, valid, strict=True))
 
     def _settle(
         self,
