@@ -112,5 +112,11 @@ for section, commands in {
     for command in commands:
         app.add_to(section, command)
 
-for command in (send, import_files, spool.commands["replay"], dead_letters.commands["resend"]):
+for command in (
+    send,
+    import_files,
+    spool.commands["replay"],
+    dead_letters.commands["resend"],
+    dead_letters.commands["discard"],
+):
     changes_something(command)

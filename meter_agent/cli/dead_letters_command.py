@@ -1,19 +1,20 @@
-"""`meter-agent dead-letters`: look at what could not be billed, and send it again."""
+"""`meter-agent dead-letters`: look at what could not be billed, send it again, or close it."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from meter_agent import Config
 from meter_agent.cli import delivery_options, letter_options
 from meter_agent.cli.exit_codes import ExitCode
+from meter_agent.cli.files import always_json
 from meter_agent.cli.groups import Group, group_help
-from meter_agent.cli.printing import print_json, say
+from meter_agent.cli.printing import counted, print_json, say
 from meter_agent.cli.settings import letter_file, read_settings
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ __all__ = ["dead_letters"]
 @click.group(cls=Group, name="dead-letters", invoke_without_command=True)
 @click.pass_context
 def dead_letters(context: click.Context) -> None:
-    """Look at what could not be billed, and send it again.
+    """Look at what could not be billed, send it again, or close it.
 
     FILE is METER_AGENT_DEAD_LETTER_FILE, if it is not given, or the one in METER_AGENT_SPOOL_DIR.
     """
@@ -45,7 +46,7 @@ def ls(context: click.Context, /, file: Path | None, as_json: bool, **choice: An
 
     _, letters, resent = _open(context, file, choice)
     list_letters(letters, resent, as_json=as_json)
-    context.exit(ExitCode.PARTLY if letters.unread else ExitCode.OK)
+    _end(context, letters)
 
 
 @dead_letters.command(name="show")
@@ -58,7 +59,7 @@ def show(context: click.Context, /, file: Path | None, as_json: bool, **choice: 
 
     _, letters, resent = _open(context, file, choice)
     show_letters(letters, resent, as_json=as_json)
-    context.exit(ExitCode.PARTLY if letters.unread else ExitCode.OK)
+    _end(context, letters)
 
 
 @dead_letters.command(name="export")
@@ -66,22 +67,25 @@ def show(context: click.Context, /, file: Path | None, as_json: bool, **choice: 
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Write to this new file. Default: stdout."
 )
+@always_json
 @click.pass_context
 def export(
     context: click.Context, /, file: Path | None, output: Path | None, **choice: Any
 ) -> None:
     """Write the events of letters as JSON Lines, as they would have gone over the wire.
 
-    Those that were invalid are written as they were recorded.
+    Those that were invalid have the same fields, with what is wrong in them. When that is put
+    right, `meter-agent import` bills the file that was written.
     """
     from meter_agent.cli.dead_letters.listing import export_letters
     from meter_agent.cli.files import opened_output
 
     _, letters, _ = _open(context, file, choice)
+    keys = read_settings(disabled=True).encoder_keys
     with opened_output(output) as opened:
-        count = export_letters(letters, opened)
-    say(f"{count} events", err=True)
-    context.exit(ExitCode.PARTLY if letters.unread else ExitCode.OK)
+        export_letters(letters, keys, opened)
+    say(counted(letters.found, "event"), err=True)
+    _end(context, letters)
 
 
 @dead_letters.command(name="resend")
@@ -124,6 +128,8 @@ def resend(
     config = _sending(read_settings(sandbox_url=sandbox_url), path)
     judge = Judge(config.encoder_keys, uncertain=uncertain)
     plan = Plan(letters, judge, resent)
+    if letters.missing is not None:
+        raise click.UsageError(f"{letters.missing}; nothing was sent")
     for line in plan.to_lines():
         say(line, err=True)
     if not (plan.total and (yes or _confirmed())):
@@ -135,10 +141,8 @@ def resend(
         with progress("resend") as shown, warnings_said(shown.say), resent:
             work = Resend(config, resent, patience_seconds=patience, shown=shown, total=plan.total)
             work.run(make_parts(letters, judge, resent, at_a_time=AT_A_TIME))
-    except BlockingIOError:
-        raise click.UsageError(f"{path}: its letters are being sent by another process") from None
     except OSError as error:
-        raise click.UsageError(f"{error.filename or path}: {error.strerror or error}") from None
+        raise _not_taken(path, error) from None
     if work.ended != "done":
         say(f"{work.ended}; run it again to go on", err=True)
     if as_json:
@@ -148,6 +152,71 @@ def resend(
     context.exit(work.exit_code or (ExitCode.OK if _is_done(plan, work) else ExitCode.PARTLY))
 
 
+@dead_letters.command(name="discard")
+@click.argument("identifiers", metavar="IDENTIFIER...", nargs=-1)
+@click.option(
+    "--line",
+    "lines",
+    type=int,
+    multiple=True,
+    help="The letter in this line: invalid events may have no identifier.",
+)
+@click.option("--because", metavar="TEXT", help="Why. It is noted, and printed by show.")
+@click.option("--file", type=click.Path(path_type=Path), help="The file of the letters.")
+@click.option("--yes", is_flag=True, help="Changes nothing: nothing is asked.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.pass_context
+def discard(
+    context: click.Context,
+    /,
+    *,
+    identifiers: tuple[str, ...],
+    lines: tuple[int, ...],
+    because: str | None,
+    file: Path | None,
+    yes: bool,  # noqa: ARG001 - the identifiers are the consent
+    as_json: bool,
+) -> None:
+    """Close letters that will not be sent.
+
+    Who names an identifier means it: nothing is asked. That the letters are discarded is noted in
+    a file beside the letters, FILE.resent. They stay in FILE, no resend sends them, and status
+    counts them no more.
+
+    Exit codes: 2 a letter is not there, or was sent again before, and nothing was changed.
+    """
+    from meter_agent.cli.dead_letters.discard import NotDiscardedError, discard_letters
+
+    if not identifiers and not lines:
+        raise click.UsageError("which letters? Name an IDENTIFIER, or --line")
+    path, letters, resent = _open(context, file, {"identifiers": identifiers, "lines": lines})
+    try:
+        with resent:
+            done = discard_letters(letters, resent, because)
+    except NotDiscardedError as error:
+        raise click.UsageError(str(error)) from None
+    except OSError as error:
+        raise _not_taken(path, error) from None
+    if as_json:
+        print_json(done._asdict())
+    else:
+        say(done.to_line())
+
+
+def _not_taken(path: Path, error: OSError) -> click.UsageError:
+    if isinstance(error, BlockingIOError):
+        return click.UsageError(f"{path}: its letters are being sent by another process")
+    return click.UsageError(f"{error.filename or path}: {error.strerror or error}")
+
+
+def _end(context: click.Context, letters: Letters) -> NoReturn:
+    if letters.missing is not None:
+        raise click.UsageError(letters.missing)
+    if not letters.found and not letters.unread:
+        say("no letters", err=True)
+    context.exit(ExitCode.PARTLY if letters.unread else ExitCode.OK)
+
+
 def _open(
     context: click.Context, /, file: Path | None, choice: dict[str, Any]
 ) -> tuple[Path, Letters, Resent]:
@@ -155,7 +224,8 @@ def _open(
     from meter_agent.cli.dead_letters.resent import Resent
 
     path = letter_file(file)
-    if file is None and not path.exists():
+    named = choice.get("identifiers") or choice.get("lines")
+    if file is None and not named and not path.exists():
         say(f"no dead letters: there is no {path}", err=True)
         context.exit(ExitCode.OK)
     try:

@@ -11,7 +11,11 @@ from typing import IO
 
 import click
 
-__all__ = ["opened_output"]
+__all__ = ["always_json", "opened_output"]
+
+always_json = click.option(
+    "--json", is_flag=True, expose_value=False, help="JSON Lines, which are written in any case."
+)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from meter_agent._event import EventEncoder
 from meter_agent._runtime import SystemRuntime
 from meter_agent.cli import delivery_options
 from meter_agent.cli.exit_codes import ExitCode
+from meter_agent.cli.files import always_json
 from meter_agent.cli.groups import Group, group_help
+from meter_agent.cli.printing import counted, print_json, say
 from meter_agent.cli.settings import read_settings, spool_directory
 
 __all__ = ["spool"]
@@ -67,7 +68,7 @@ def show(context: click.Context, segment: str, directory: Path | None, as_json: 
     if reading is not None:
         show_segment(reading, as_json=as_json)
     elif not segments.unread:
-        click.echo(f"{names[0]} is gone: all of its events have ended", err=True)
+        say(f"{names[0]} is gone: all of its events have ended", err=True)
     context.exit(ExitCode.PARTLY if segments.unread else ExitCode.OK)
 
 
@@ -91,6 +92,7 @@ def verify(context: click.Context, directory: Path | None, as_json: bool) -> Non
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Write to this new file. Default: stdout."
 )
+@always_json
 @click.pass_context
 def export(context: click.Context, directory: Path | None, output: Path | None) -> None:
     """Write the events that have not ended as JSON Lines, as they would go over the wire.
@@ -102,12 +104,13 @@ def export(context: click.Context, directory: Path | None, output: Path | None) 
     from meter_agent.cli.spool.segments import Segments
 
     segments = Segments(spool_directory(directory))
-    encoder = EventEncoder(*read_settings(disabled=True).encoder_keys)
+    keys = read_settings(disabled=True).encoder_keys
     with opened_output(output) as file:
-        count = export_events(segments, encoder, file)
-    click.echo(f"{count} events; they stay in the spool, and are sent from there", err=True)
+        count = export_events(segments, keys, file)
+    say(f"{counted(count, 'event')}: still in the spool, and sent from there", err=True)
     if segments.damaged:
-        click.echo(f"{segments.damaged} damaged pieces are left out: see spool verify", err=True)
+        left_out = counted(segments.damaged, "damaged piece")
+        say(f"{left_out} left out: see spool verify", err=True)
     context.exit(ExitCode.PARTLY if segments.unread or segments.damaged else ExitCode.OK)
 
 
@@ -136,7 +139,6 @@ def replay(
     """
     from meter_agent._spool_directory import SpoolDirectory
     from meter_agent.cli.log_lines import warnings_said
-    from meter_agent.cli.printing import print_json, printable
     from meter_agent.cli.progress import progress
     from meter_agent.cli.spool.replay import replay as deliver
 
@@ -151,11 +153,11 @@ def replay(
     with progress("replay") as shown, warnings_said(shown.say):
         outcome = deliver(config, patience_seconds=patience, shown=shown)
     if outcome.ended != "done":
-        click.echo(f"{outcome.ended}; what is left stays in {path}", err=True)
+        say(f"{outcome.ended}; what is left stays in {path}", err=True)
     if outcome.foreign is not None:
-        click.echo(printable(f"left alone: {outcome.foreign}"), err=True)
+        say(f"left alone: {outcome.foreign}", err=True)
     if as_json:
         print_json(outcome.to_document())
     else:
-        click.echo(outcome.to_line())
+        say(outcome.to_line())
     context.exit(outcome.exit_code)

@@ -38,8 +38,9 @@ def status(
     running processes hold in memory cannot be seen from outside: that is their stats().
 
     Exit codes: 1 something needs a human: orphans in a spool on which nobody alive has a segment,
-    damage, dead letters that were not sent again, an import that was broken off; 2 a setting is
-    wrong; 5 the sandbox does not answer.
+    damage, dead letters that were neither sent again nor discarded, an import that was broken off
+    or whose rejected rows are still in their file; 2 a setting is wrong; 5 the sandbox does not
+    answer.
     """
     from meter_agent._found_settings import find_settings
     from meter_agent.cli.importing.journal import state_directory

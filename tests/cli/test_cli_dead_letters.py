@@ -74,10 +74,72 @@ def test_show_prints_all_that_a_letter_says(file: Path) -> None:
     assert (shown["reason"], shown["request_id"]) == ("rejected", "req_1")
 
 
+@pytest.mark.parametrize("listing", ["ls", "show", "export", "resend"])
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--identifier", "nope"], "no letter with the identifier 'nope'"),
+        (["--identifier", "event-1", "--identifier", "nope"], "with the identifier 'nope'"),
+        (["--identifier", "event-4", "--reason", "rejected"], "no letter of the reason rejected"),
+        (["--line", "9"], "no letter in line 9"),
+    ],
+)
+def test_a_letter_that_is_named_and_not_there_is_an_error(
+    file: Path, listing: str, options: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METER_AGENT_SANDBOX_URL", "http://127.0.0.1:9")
+    outcome = run("dead-letters", listing, *options, file)
+    assert outcome.returncode == 2
+    assert complaint in outcome.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("listing", ["ls", "show", "export"])
+def test_a_letter_of_a_file_that_is_not_there_is_an_error(listing: str, tmp_path: Path) -> None:
+    for arguments in (["nope"], ["--identifier", "event-1"]):
+        outcome = run("dead-letters", listing, *arguments, env=_environ(tmp_path))
+        assert (outcome.returncode, outcome.stderr.count("\n")) == (2, 1)
+
+
+def test_that_nothing_is_listed_is_said(file: Path) -> None:
+    file.write_text("")
+    for listing in ("ls", "show"):
+        outcome = run("dead-letters", listing, file)
+        assert (outcome.returncode, outcome.stdout, outcome.stderr) == (0, "", "no letters\n")
+
+
+def _environ(directory: Path) -> dict[str, str]:
+    return {**os.environ, "METER_AGENT_DEAD_LETTER_FILE": str(directory / "none.jsonl")}
+
+
+def test_an_export_has_one_shape_which_import_reads(file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "events.jsonl"
+    assert run("dead-letters", "export", "--json", file, "--output", output).returncode == 0
+    events = rows(output.read_text())
+    assert {frozenset(event) for event in events} == {
+        frozenset({"event_name", "identifier", "timestamp", "payload"})
+    }
+    assert {frozenset(event["payload"]) for event in events} == {
+        frozenset({"stripe_customer_id", "value"})
+    }
+    assert events[2]["payload"] == {"stripe_customer_id": "cus_1", "value": "twelve"}
+
+    output.write_text(output.read_text().replace("twelve", "12"))
+    outcome = run("import", "--dry-run", output)
+    assert outcome.returncode == 0, outcome.stdout
+    assert "4 would be sent" in outcome.stdout
+
+
+def test_an_invalid_event_is_exported_with_the_keys_of_the_settings(tmp_path: Path) -> None:
+    file = write(tmp_path / "letters.jsonl", invalid())
+    environ = {**os.environ, "METER_AGENT_CUSTOMER_KEY": "org", "METER_AGENT_VALUE_KEY": "n"}
+    (event,) = rows(run("dead-letters", "export", file, env=environ).stdout)
+    assert event["payload"] == {"org": "cus_1", "n": "twelve"}
+
+
 def test_export_writes_the_events_alone(file: Path) -> None:
     outcome = run("dead-letters", "export", "--reason", "rejected", file)
     assert rows(outcome.stdout) == [rows(file.read_text())[0]["event"]]
-    assert outcome.stderr == "1 events\n"
+    assert outcome.stderr == "1 event\n"
 
 
 def test_the_file_is_that_of_the_environment_if_none_is_named(file: Path, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_directory_in_which_no_file_can_be_made_is_told(patient: Patient) -> N
 def test_events_of_dead_processes_are_told_and_replayed(patient: Patient, spool: Path) -> None:
     die_with(spool, 1, 2, 3)
     before = patient.ask("--offline").of("spool")
-    assert "3 events of dead processes wait" in before["detail"]
+    assert "3 events of dead processes in" in before["detail"]
     stripe = Sandbox()
     with SandboxServer(stripe) as server:
         patient.set(METER_AGENT_SANDBOX_URL=server.url, NO_PROXY="127.0.0.1")
@@ -132,7 +132,7 @@ def test_damage_is_told_then_quarantined_then_taken_away(patient: Patient, spool
     with SandboxServer() as server:
         patient.set(METER_AGENT_SANDBOX_URL=server.url, NO_PROXY="127.0.0.1")
         patient.follow(first.of("spool")["advice"], which=1, ends_with=3)
-    assert "damaged pieces are kept in" in patient.ask("--offline").of("spool")["detail"]
+    assert "1 damaged piece in" in patient.ask("--offline").of("spool")["detail"]
     assert_cured(patient, "spool", "warning", "--offline")
     assert (spool.parent / "the spool-quarantine").is_dir()
 

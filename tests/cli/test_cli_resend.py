@@ -111,7 +111,7 @@ def test_without_a_word_it_says_what_it_would_do_and_sends_nothing(
     assert plan["to_send"] == {"rejected": 1}
     assert plan["stay"] == {"uncertain": 1, "invalid": 1}
     assert talk.splitlines() == [
-        "1 letters to be sent: 1 rejected",
+        "1 letter to be sent: 1 rejected",
         "1 stay: they are uncertain, Stripe may have them: --uncertain sends them all the same",
         "1 stay: they are invalid: mend what is wrong and record them again",
         "nothing was sent: say --yes to send",
@@ -141,7 +141,7 @@ def test_on_a_terminal_it_asks(
     finally:
         os.close(terminal)
         os.close(main)
-    assert b"1 letters to be sent" in talk
+    assert b"1 letter to be sent" in talk
     assert identifiers(stripe) == sent
 
 
@@ -284,7 +284,7 @@ def test_only_one_process_sends_the_letters_of_a_file(file: Path, stripe: Sandbo
     stripe.add_fault(Fault("hang"))
     write(file, letter("event-1"))
     with started("dead-letters", "resend", "--yes", file) as process:
-        assert first_line(process, process.stderr) == "1 letters to be sent: 1 rejected"
+        assert first_line(process, process.stderr) == "1 letter to be sent: 1 rejected"
         while not stripe.requests:
             pass
         outcome = run("dead-letters", "resend", "--yes", "--uncertain", file)

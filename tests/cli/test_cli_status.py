@@ -135,16 +135,16 @@ def test_orphans_beside_somebody_alive_are_left_to_him(spool: Path) -> None:
         document = report(0)
         assert document["spool"]["owners"] == [process.pid]
         assert (document["spool"]["orphans"], document["spool"]["never_sent"]) == (1, 6)
-        assert f"alive: {process.pid}; 1 orphans" in status().stdout
+        assert f"alive: {process.pid}; 1 orphan" in status().stdout
 
 
 def test_damage_and_what_was_set_aside_need_a_human(spool: Path) -> None:
     damage(die_with(spool, 1, 2, 3), b'"cus_1",2]')
-    assert "1 damaged pieces and 0 files" in " ".join(report(1)["attention"])
+    assert "1 damaged piece, 0 files" in " ".join(report(1)["attention"])
     done("spool", "replay", spool)
     document = report(1)
     assert document["spool"]["quarantined"] == 1
-    assert document["attention"] == [f"1 damaged pieces are kept in {spool}/quarantine"]
+    assert document["attention"] == [f"1 damaged piece in {spool}/quarantine"]
 
 
 def test_a_spool_that_is_not_there_yet_is_no_trouble(spool: Path) -> None:
@@ -167,6 +167,7 @@ def test_dead_letters_are_counted_by_reason_and_need_a_human_until_they_are_sent
         "by_reason": {"invalid": 1, "rejected": 2},
         "newest_settled_at": newest,
         "sent_again": 0,
+        "discarded": 0,
         "unread_lines": 0,
     }
     with Resent(file) as resent:
@@ -211,6 +212,18 @@ def test_rows_that_are_not_billed_are_told_with_the_file_they_are_in(
     assert done("import", rows(tmp_path / "usage.csv", 5), "--rejects", tmp_path / "bad.csv") == 3
     told = f"4 delivered, 1 dead-lettered; done; the others are in {tmp_path / 'bad.csv'}\n"
     assert told in status().stdout
+
+
+def test_rows_that_are_not_billed_ask_for_attention_until_their_file_is_gone(
+    tmp_path: Path,
+) -> None:
+    file = rows(tmp_path / "usage.csv", 2)
+    file.write_text(file.read_text() + "tokens,cus_1,twelve\n")
+    assert done("import", file, "--rejects", tmp_path / "bad.csv") == 3
+    (told,) = report(1)["attention"]
+    assert f"1 row not billed, see {tmp_path / 'bad.csv'}: " in told
+    (tmp_path / "bad.csv").unlink()
+    assert report(0)["attention"] == []
 
 
 def test_an_import_is_running_then_broken_off_then_done(tmp_path: Path, stripe: Sandbox) -> None:

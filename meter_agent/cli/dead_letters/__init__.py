@@ -1,1 +1,1 @@
-"""What `meter-agent dead-letters` is made of: reading letters, and sending them again."""
+"""What `meter-agent dead-letters` is made of: reading letters, sending them again, closing them."""

@@ -22,6 +22,7 @@ class Stay(enum.StrEnum):
     """Why a letter is not sent again."""
 
     SENT_BEFORE = "sent_before"
+    DISCARDED = "discarded"
     INVALID = "invalid"
     TOO_OLD = "too_old"
     UNCERTAIN = "uncertain"
@@ -36,11 +37,18 @@ class Stay(enum.StrEnum):
 
 _TEXTS = {
     Stay.SENT_BEFORE: "were sent again before",
+    Stay.DISCARDED: "were discarded",
     Stay.INVALID: "are invalid: mend what is wrong and record them again",
     Stay.TOO_OLD: "are more than 35 days old: Stripe takes them no more",
     Stay.UNCERTAIN: "are uncertain, Stripe may have them: --uncertain sends them all the same",
     Stay.HALF_SENT: "were sent before, with an unknown end: --uncertain sends them all the same",
     Stay.OTHER: "are not as an agent with these settings would send them",
+}
+
+_CLOSED: Mapping[State | None, Stay] = {
+    State.DELIVERED: Stay.SENT_BEFORE,
+    State.FAILED: Stay.SENT_BEFORE,
+    State.DISCARDED: Stay.DISCARDED,
 }
 
 _DEDUPLICATION_SECONDS = 86_400
@@ -94,8 +102,8 @@ class Judge:
         return Judgement(event, may_bill_twice=maybe_there and forgotten)
 
     def _why_it_stays(self, letter: Letter, state: State | None) -> Stay | None:
-        if state in {State.DELIVERED, State.FAILED}:
-            return Stay.SENT_BEFORE
+        if state in _CLOSED:
+            return _CLOSED[state]
         if letter.reason == DeadLetterReason.INVALID:
             return Stay.INVALID
         if letter.reason == DeadLetterReason.TOO_OLD:

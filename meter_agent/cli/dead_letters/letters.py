@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from meter_agent.cli.printing import say
+from meter_agent.cli.printing import printable, say
 
 __all__ = ["Choice", "Letter", "Letters"]
 
@@ -46,6 +46,12 @@ class Letter(NamedTuple):
         identifier = self.event.get("identifier")
         return identifier if isinstance(identifier, str) else None
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What the event can be called by: its identifier, also as it is printed."""
+        identifier = self.identifier
+        return frozenset() if identifier is None else frozenset({identifier, printable(identifier)})
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -59,7 +65,7 @@ class Choice:
         """Whether *letter* is meant."""
         return (
             (not self.reasons or letter.reason in self.reasons)
-            and (not self.identifiers or letter.identifier in self.identifiers)
+            and (not self.identifiers or not letter.names.isdisjoint(self.identifiers))
             and (not self.lines or letter.line in self.lines)
         )
 
@@ -85,9 +91,25 @@ class Letters:
         self._bytes = status.st_size
         self.unread = 0
         """Lines of the last iteration that are no letters."""
+        self.found = 0
+        """Chosen letters of the last iteration."""
+        self._missing: set[str | int] = set()
+
+    @property
+    def missing(self) -> str | None:
+        """What was chosen by name and was not among the letters of the last iteration, in words."""
+        names = sorted(each for each in self._missing if isinstance(each, str))
+        lines = sorted(each for each in self._missing if isinstance(each, int))
+        if not self._missing:
+            return None
+        told = [f"with the identifier {name!r}" for name in names]
+        told += [f"in line {number}" for number in lines]
+        of_reason = f" of the reason {', '.join(self._choice.reasons)}" * bool(self._choice.reasons)
+        return f"{self._path} has no letter{of_reason} {' and none '.join(told)}"
 
     def __iter__(self) -> Iterator[Letter]:
-        self.unread = 0
+        self.unread = self.found = 0
+        self._missing = {*self._choice.identifiers, *self._choice.lines}
         with self._path.open("rb") as file:
             number = 0
             while file.tell() < self._bytes and (line := file.readline(_LINE_BYTES_MAX)):
@@ -99,6 +121,8 @@ class Letters:
                     self.unread += 1
                     say(f"line {number} of {self._path} is no dead letter", err=True)
                 elif self._choice.takes(letter):
+                    self.found += 1
+                    self._missing -= {*letter.names, letter.line}
                     yield letter
 
 

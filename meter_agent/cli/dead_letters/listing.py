@@ -8,6 +8,7 @@ from typing import IO, Any
 from meter_agent.cli.dead_letters.letters import Letter, Letters
 from meter_agent.cli.dead_letters.resent import Resent
 from meter_agent.cli.printing import Columns, json_line, print_json, say
+from meter_agent.cli.wire_shape import Keys, wire_shape
 
 __all__ = ["export_letters", "list_letters", "show_letters"]
 
@@ -51,14 +52,17 @@ def show_letters(letters: Letters, resent: Resent, *, as_json: bool) -> None:
         say()
 
 
-def export_letters(letters: Letters, output: IO[str]) -> int:
-    """Write the event of each letter as a line; returns how many."""
-    written = 0
+def export_letters(letters: Letters, keys: Keys, output: IO[str]) -> None:
+    """Write the event of each letter as a line; *keys* are the payload keys of the settings."""
     for letter in letters:
-        output.write(json_line(letter.event) + "\n")
-        written += 1
-    return written
+        output.write(json_line(wire_shape(letter.event, keys)) + "\n")
 
 
 def _document(letter: Letter, resent: Resent) -> dict[str, Any]:
-    return {"line": letter.line} | letter.fields | {"resent": resent.state(letter)}
+    because = resent.because(letter)
+    return (
+        {"line": letter.line}
+        | letter.fields
+        | {"resent": resent.state(letter)}
+        | ({} if because is None else {"because": because})
+    )

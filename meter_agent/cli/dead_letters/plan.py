@@ -10,6 +10,7 @@ from meter_agent._event import RecordedEvent
 from meter_agent.cli.dead_letters.judging import Judge, Stay
 from meter_agent.cli.dead_letters.letters import Letter, Letters
 from meter_agent.cli.dead_letters.resent import Resent
+from meter_agent.cli.printing import counted
 
 __all__ = ["NOTHING", "Item", "Plan", "make_parts"]
 
@@ -56,8 +57,8 @@ class Plan:
 
     @property
     def complete(self) -> bool:
-        """Whether every letter that was chosen is to be sent, or was sent before."""
-        return not self.unread and set(self.stay) <= {Stay.SENT_BEFORE}
+        """Whether every letter that was chosen is to be sent, was sent before, or discarded."""
+        return not self.unread and set(self.stay) <= {Stay.SENT_BEFORE, Stay.DISCARDED}
 
     def to_document(self) -> dict[str, Any]:
         """Return it ready for JSON."""
@@ -71,7 +72,7 @@ class Plan:
     def to_lines(self) -> Iterator[str]:
         """Return it for people."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
-        yield f"{self.total} letters to be sent" + (f": {reasons}" if reasons else "")
+        yield f"{counted(self.total, 'letter')} to be sent" + (f": {reasons}" if reasons else "")
         if self.may_bill_twice:
             yield (
                 f"{self.may_bill_twice} of them were sent more than 24 hours ago, and Stripe bills "

@@ -71,6 +71,9 @@ class Resend:
             self.exit_code, self.ended = error.exit_code, str(error)
         except KeyboardInterrupt:
             self.exit_code, self.ended = ExitCode.INTERRUPTED, "interrupted"
+        except OSError as error:
+            # What can no longer be noted may have been sent: it stays as noted before.
+            self.exit_code, self.ended = ExitCode.PARTLY, f"{error.filename}: {error.strerror}"
         finally:
             self._agent.close(0)
 
@@ -81,7 +84,8 @@ class Resend:
 
     def to_document(self) -> dict[str, Any]:
         """Return what has been done, ready for JSON."""
-        counts = {state.value: self.states[state] for state in State}
+        ends = (state for state in State if state is not State.DISCARDED)
+        counts = {state.value: self.states[state] for state in ends}
         counts["unknown"] = counts.pop(State.SENDING.value)
         return counts | {"ended": self.ended}
 

@@ -1,4 +1,4 @@
-"""What has been sent again: an append-only file of JSON Lines beside the letters.
+"""What has been sent again or discarded: an append-only file of JSON Lines beside the letters.
 
 Nothing is ever changed in the letters themselves. Before an event leaves, *sending* is noted, and
 afterwards what came of it. So whoever is killed in between leaves a letter behind that may have
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -39,6 +40,9 @@ class State(enum.StrEnum):
     NOT_SENT = "not_sent"
     """It was about to be sent, and surely was not."""
 
+    DISCARDED = "discarded"
+    """Somebody decided that it is not to be sent."""
+
 
 class Resent:
     """The states of the letters in a file; as a context manager, the right to change them.
@@ -52,26 +56,54 @@ class Resent:
         self._descriptor: int | None = None
         # A hundred bytes for each letter that was ever sent again.
         self._states: dict[bytes, State] = {}
+        self._reasons: dict[bytes, str] = {}
         self._read()
 
     def state(self, letter: Letter) -> State | None:
         """Return how far *letter* has come; None: it was never sent again."""
         return self._states.get(bytes.fromhex(letter.key))
 
-    def note(self, letters: Iterable[Letter], state: State) -> None:
-        """Write down that *letters* have come so far, before anything else happens."""
-        if self._descriptor is None:
-            raise RuntimeError("note() needs the context manager")
+    def because(self, letter: Letter) -> str | None:
+        """Return why *letter* was discarded; None: it was not, or nobody said why."""
+        return self._reasons.get(bytes.fromhex(letter.key))
+
+    def note(self, letters: Collection[Letter], state: State, because: str | None = None) -> None:
+        """Write down that *letters* have come so far, before anything else happens.
+
+        Raises:
+            OSError: It cannot be written, and then nothing is.
+        """
         at = format_timestamp(time.time())
         lines = []
         for letter in letters:
-            fields = {"letter": letter.key, "identifier": letter.identifier}
-            lines.append(json.dumps(fields | {"state": state.value, "at": at}) + "\n")
-            self._states[bytes.fromhex(letter.key)] = state
-        data = "".join(lines).encode()
-        if os.write(self._descriptor, data) < len(data):
-            raise OSError(f"{self.path}: the disk is full")
-        os.fsync(self._descriptor)
+            fields = {"letter": letter.key, "identifier": letter.identifier, "state": state.value}
+            reason = {} if because is None else {"because": because}
+            lines.append(json.dumps(fields | reason | {"at": at}) + "\n")
+        self._append("".join(lines).encode())
+        for letter in letters:
+            self._take(letter.key, state, because)
+
+    def _append(self, data: bytes) -> None:
+        descriptor = self._descriptor
+        if descriptor is None:
+            raise RuntimeError("note() needs the context manager")
+        size = os.fstat(descriptor).st_size
+        written = 0
+        try:
+            written = os.write(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            if written < len(data):
+                os.ftruncate(descriptor, size)
+        if written < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def _take(self, key: str, state: State, because: object) -> None:
+        letter = bytes.fromhex(key)
+        self._states[letter] = state
+        self._reasons.pop(letter, None)
+        if isinstance(because, str):
+            self._reasons[letter] = because
 
     def __enter__(self) -> Self:
         """Begin to send again.
@@ -110,8 +142,9 @@ class Resent:
 
     def _read(self) -> None:
         self._states.clear()
+        self._reasons.clear()
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             for line in file:
                 with contextlib.suppress(ValueError, TypeError, KeyError):
                     noted = json.loads(line)
-                    self._states[bytes.fromhex(noted["letter"])] = State(noted["state"])
+                    self._take(noted["letter"], State(noted["state"]), noted.get("because"))

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from meter_agent import Stats
 from meter_agent.cli.demo.play import Report, Viewer
-from meter_agent.cli.printing import print_json, say
+from meter_agent.cli.printing import counted, print_json, say
 from meter_agent.cli.progress import Progress, progress
 
 __all__ = ["print_report", "watch"]
@@ -65,7 +65,8 @@ def _print_tables(report: Report) -> None:
     console.print(_totals_table(report))
     accounts = len({*report.books.passed, *report.books.received()})
     say(
-        f"{report.rows} requests of the trace, {accounts} customer totals compared, "
+        f"{counted(report.rows, 'request')} of the trace, "
+        f"{counted(accounts, 'customer total')} compared, "
         f"{report.seconds:.1f} s"
     )
 

@@ -19,7 +19,7 @@ from meter_agent._spool_directory import SpoolDirectory, allocate
 from meter_agent.cli.doctor.file_systems import FileSystem, file_system_of
 from meter_agent.cli.doctor.finding import Finding, State, failed, not_checked, ok, warning
 from meter_agent.cli.exit_codes import ExitCode
-from meter_agent.cli.printing import ago
+from meter_agent.cli.printing import ago, counted
 from meter_agent.cli.spool.state import SpoolState
 
 __all__ = ["check_dead_letter_file", "check_spool", "judge_file_system", "judge_space"]
@@ -160,13 +160,14 @@ def _look_inside(path: Path) -> Iterator[Finding]:
     if state.quarantined:
         yield warning(
             _SPOOL,
-            f"{state.quarantined} damaged pieces are kept in {path}/quarantine",
+            f"{counted(state.quarantined, 'damaged piece')} in {path}/quarantine",
             f"look at them, and take them away: `mv {quoted}/quarantine {quoted}-quarantine`",
         )
     if state.unread or state.damaged:
         yield failed(
             _SPOOL,
-            f"{state.damaged} damaged pieces, {state.unread} files that cannot be read, in {path}",
+            f"{counted(state.damaged, 'damaged piece')} and {counted(state.unread, 'file')} not"
+            f" readable, in {path}",
             f"`meter-agent spool verify {quoted}` tells more; an adopter sets damage aside:"
             f" `meter-agent spool replay {quoted}`",
             ExitCode.BAD,
@@ -174,7 +175,7 @@ def _look_inside(path: Path) -> Iterator[Finding]:
     elif state.orphaned_events:
         yield warning(
             _SPOOL,
-            f"{state.orphaned_events} events of dead processes wait in {path}, the oldest for"
+            f"{counted(state.orphaned_events, 'event')} of dead processes in {path}, the oldest for"
             f" {ago(state.orphaned_seconds)}",
             f"an agent there adopts them in a minute; else `meter-agent spool replay {quoted}`",
         )

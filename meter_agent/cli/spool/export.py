@@ -11,23 +11,25 @@ from meter_agent._spool_body import InvalidRecord, decode
 from meter_agent._spool_reader import SegmentReading
 from meter_agent.cli.printing import json_line
 from meter_agent.cli.spool.segments import Segments, attempted_at, destination_of, open_events, when
+from meter_agent.cli.wire_shape import Keys, wire_shape
 from meter_agent.exceptions import InvalidEventError
 
 __all__ = ["export_events"]
 
 
-def export_events(segments: Segments, encoder: EventEncoder, output: IO[str]) -> int:
+def export_events(segments: Segments, keys: Keys, output: IO[str]) -> int:
     """Write a line for each event; returns how many."""
     written = 0
+    encoder = EventEncoder(*keys)
     for segment in segments:
         for record in open_events(segment):
-            output.write(json_line(_exported(segment, record, encoder)) + "\n")
+            output.write(json_line(_exported(segment, record, encoder, keys)) + "\n")
             written += 1
     return written
 
 
 def _exported(
-    segment: SegmentReading, record: form.Record, encoder: EventEncoder
+    segment: SegmentReading, record: form.Record, encoder: EventEncoder, keys: Keys
 ) -> dict[str, Any]:
     # The fields are those of a dead letter, as far as they are known by now.
     recorded = decode(record.body)
@@ -43,7 +45,7 @@ def _exported(
         except InvalidEventError as error:
             event, message = describe(recorded), str(error)
     return {
-        "event": event,
+        "event": wire_shape(event, keys) if isinstance(event, dict) else event,
         "message": message,
         "recorded_at": when(at),
         "attempted_at": attempted_at(record),

@@ -6,12 +6,10 @@ import time
 from collections import Counter
 from typing import Any
 
-import click
-
 from meter_agent import _spool_format as form
 from meter_agent._spool_body import InvalidRecord, decode
 from meter_agent._spool_reader import SegmentReading
-from meter_agent.cli.printing import Columns, ago, print_json, printable
+from meter_agent.cli.printing import Columns, ago, counted, print_json, printable, say
 from meter_agent.cli.spool.segments import (
     ENDED,
     MAYBE_ACCEPTED,
@@ -62,8 +60,9 @@ def list_segments(segments: Segments, *, as_json: bool) -> None:
         else:
             cells = segment.name, _owner(segment), *counts, segment.file_bytes, ago(age)
             table.row(*cells, shown_destination(segment))
-    click.echo(
-        f"{found} segments, {total[NEVER_SENT] + total[MAYBE_ACCEPTED]} events that have not ended",
+    unended = total[NEVER_SENT] + total[MAYBE_ACCEPTED]
+    say(
+        f"{counted(found, 'segment')}, {counted(unended, 'event')} not ended",
         err=True,
     )
 
@@ -71,7 +70,7 @@ def list_segments(segments: Segments, *, as_json: bool) -> None:
 def show_segment(segment: SegmentReading, *, as_json: bool) -> None:
     """Print a line for each event of *segment*."""
     if not as_json:
-        click.echo(f"destination: {printable(shown_destination(segment))}")
+        say(f"destination: {printable(shown_destination(segment))}")
     table = Columns(offset=-8, recorded_at=24, state=14, identifier=36, event=20, customer=20)
     for record in segment.records:
         event = event_of(segment, record)
@@ -86,7 +85,7 @@ def show_segment(segment: SegmentReading, *, as_json: bool) -> None:
             cells = what["identifier"], name, f"{customer}  {what['value']}"
         table.row(record.offset, event["recorded_at"] or "?", event["state"], *cells)
     for damage in segment.damages:
-        click.echo(f"bytes {damage.offset} to {damage.end}: no intact record", err=True)
+        say(f"bytes {damage.offset} to {damage.end}: no intact record", err=True)
 
 
 def event_of(segment: SegmentReading, record: form.Record) -> dict[str, Any]:

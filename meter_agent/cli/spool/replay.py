@@ -12,6 +12,7 @@ from meter_agent._health import Problem
 from meter_agent.cli.exit_codes import ExitCode
 from meter_agent.cli.interrupts import Interrupts
 from meter_agent.cli.patience import GaveUpError, Patience, settled
+from meter_agent.cli.printing import counted
 from meter_agent.cli.progress import Progress
 
 __all__ = ["Replayed", "replay"]
@@ -54,7 +55,7 @@ class Replayed:
         """Return it for people."""
         stats = self.stats
         return (
-            f"{stats.recovered} events adopted: {stats.delivered} delivered, "
+            f"{counted(stats.recovered, 'event')} adopted: {stats.delivered} delivered, "
             f"{stats.dead_lettered} dead-lettered, {stats.uncertain} uncertain, "
             f"{left(stats)} left in the spool"
         )

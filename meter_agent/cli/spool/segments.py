@@ -12,7 +12,7 @@ from meter_agent import _spool_format as form
 from meter_agent._event import format_timestamp
 from meter_agent._segment_name import ForeignSegmentError
 from meter_agent._spool_reader import SegmentReading, SpoolReader
-from meter_agent.cli.printing import printable
+from meter_agent.cli.printing import say
 
 __all__ = [
     "Segments",
@@ -59,7 +59,7 @@ class Segments:
             segment = self._reader.look(name)
         except (OSError, ForeignSegmentError) as error:
             reason = getattr(error, "strerror", None) or error
-            click.echo(printable(f"{name}: left alone: {reason}"), err=True)
+            say(f"{name}: left alone: {reason}", err=True)
             self.unread += 1
             return None
         if segment is not None:

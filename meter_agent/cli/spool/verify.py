@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import click
-
 from meter_agent import _spool_format as form
 from meter_agent._spool_body import UNREADABLE, InvalidRecord, decode
 from meter_agent._spool_header import HEADER_BYTES
 from meter_agent._spool_reader import SegmentReading
 from meter_agent.cli.exit_codes import ExitCode
-from meter_agent.cli.printing import print_json, printable
+from meter_agent.cli.printing import counted, print_json, say
 from meter_agent.cli.spool.segments import Segments, destination_of
 
 __all__ = ["verify_segments"]
@@ -46,13 +44,12 @@ def verify_segments(segments: Segments, *, as_json: bool) -> ExitCode:
         else:
             for problem in problems:
                 where = f"{segment.name}: bytes {problem.offset} to {problem.end}"
-                click.echo(printable(f"{where}: {problem.problem}"))
+                say(f"{where}: {problem.problem}")
         _tell_unfinished(segment)
-    click.echo(
-        f"{files} segments, {events} events, {damaged or 'no'} damage"
-        + (
-            f"; {pieces} damaged pieces in quarantine" if (pieces := segments.quarantined()) else ""
-        ),
+    pieces = segments.quarantined()
+    say(
+        f"{counted(files, 'segment')}, {counted(events, 'event')}, {damaged or 'no'} damage"
+        + (f"; {counted(pieces, 'damaged piece')} in quarantine" if pieces else ""),
         err=True,
     )
     if damaged:
@@ -85,7 +82,7 @@ def _problems_of(record: form.Record) -> Iterator[Problem]:
 def _tell_unfinished(segment: SegmentReading) -> None:
     if segment.unfinished is not None:
         offset, end = segment.unfinished
-        click.echo(
+        say(
             f"{segment.name}: bytes {offset} to {end} are being written, or damaged: look again",
             err=True,
         )

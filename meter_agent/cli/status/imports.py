@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from meter_agent.cli.printing import counted
 from meter_agent.cli.status.section import Section
 
 __all__ = ["imports_section"]
@@ -32,12 +33,30 @@ def imports_section(directory: Path | None) -> Section:
         "imports",
         found,
         tuple(lines) or ("none",),
-        tuple(
+        tuple(attention for each in found for attention in _attention(each)),
+    )
+
+
+def _attention(each: dict[str, Any]) -> Iterator[str]:
+    if each["state"] == "broken off":
+        yield (
             f"{each['file']}: the import was broken off behind row {each['last_row']}; the same"
             " command with --resume goes on with it"
-            for each in unfinished
-        ),
-    )
+        )
+    if each["state"] != "done":
+        return
+    # Nothing says that somebody has dealt with them but that the file has been taken away.
+    ledger = each["ledger"]
+    rejected = ledger.get("rejected", 0) + ledger.get("dead_lettered", 0)
+    if rejected and (there := [path for path in each["rejected_in"] if os.path.exists(path)]):
+        yield _further(each, f"{counted(rejected, 'row')} not billed", there)
+    letters = str(Path(each["journal"]).with_suffix(".uncertain.jsonl"))
+    if ledger.get("uncertain") and os.path.exists(letters):
+        yield _further(each, f"{counted(ledger['uncertain'], 'row')} maybe billed", [letters])
+
+
+def _further(each: dict[str, Any], what: str, paths: list[str]) -> str:
+    return f"{each['file']}: {what}, see {', '.join(paths)}: move it away when that is dealt with"
 
 
 def _line(each: dict[str, Any]) -> str:
@@ -49,7 +68,7 @@ def _line(each: dict[str, Any]) -> str:
     )
     unbilled = ledger.get("rejected", 0) + ledger.get("dead_lettered", 0)
     where = f"; the others are in {each['rejects']}" if unbilled else ""
-    return f"{each['file']}: {each['last_row']} rows, {counts}; {each['state']}{where}"
+    return f"{each['file']}: {counted(each['last_row'], 'row')}, {counts}; {each['state']}{where}"
 
 
 def _imports(directory: Path) -> Iterator[dict[str, Any]]:
@@ -64,16 +83,17 @@ def _read(path: Path, held: set[tuple[int, int, int]]) -> dict[str, Any]:
     header: dict[str, Any] | None = None
     ledger: dict[str, int] = {}
     begun: dict[str, int] = {}
-    last_row, done, has_begun, rejects = 0, False, False, None
+    last_row, done, has_begun = 0, False, False
+    rejected_in: list[str] = []
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         for line in file:
             note = json.loads(line) if line.endswith(b"\n") else {}
             header = note.get("import", header)
+            rejected_in += [note["rejects"]] if "rejects" in note else []
             ledger, last_row = note.get("ledger", ledger), note.get("ended", last_row)
             # What is known of a chunk that has not ended.
             begun = note.get("broken_off", {} if note.keys() & {"begun", "ended"} else begun)
-            rejects = note.get("rejects", rejects)
             has_begun = has_begun or not note.keys() <= {"import", "rejects"}
             done = done or "done" in note
     if header is None or not has_begun:
@@ -83,7 +103,8 @@ def _read(path: Path, held: set[tuple[int, int, int]]) -> dict[str, Any]:
     return {
         "file": header["file"],
         "started_at": header["started_at"],
-        "rejects": rejects or header["rejects"],
+        "rejects": rejected_in[-1] if rejected_in else header["rejects"],
+        "rejected_in": [header["rejects"], *rejected_in],
         "journal": str(path),
         "state": state,
         "last_row": last_row,

@@ -16,7 +16,7 @@ from meter_agent._runtime import SystemRuntime
 from meter_agent._spool_directory import SpoolDirectory
 from meter_agent.cli.dead_letters.letters import Choice, Letters
 from meter_agent.cli.dead_letters.resent import Resent, State
-from meter_agent.cli.printing import ago
+from meter_agent.cli.printing import ago, counted
 from meter_agent.cli.sandbox_control import SandboxControlError, read_control
 from meter_agent.cli.spool.state import SpoolState
 from meter_agent.cli.status.imports import imports_section
@@ -85,8 +85,14 @@ def _spool(config: Config) -> Section:
     alive = f"alive: {owners}" if owners else "nobody alive"
     bytes_used = f"{used} of {config.spool_bytes} bytes used"
     lines = (
-        f"{path}: {state.never_sent} events wait, {state.maybe_accepted} are in doubt{oldest}",
-        f"{state.segments} segments ({alive}; {state.orphans} orphans), {bytes_used}",
+        (
+            f"{path}: {counted(state.never_sent, 'event')} never sent, "
+            f"{state.maybe_accepted} maybe accepted{oldest}"
+        ),
+        (
+            f"{counted(state.segments, 'segment')} ({alive}; {counted(state.orphans, 'orphan')}), "
+            f"{bytes_used}"
+        ),
     )
     return Section("spool", document, lines, tuple(_spool_attention(path, state)))
 
@@ -96,16 +102,17 @@ def _spool_attention(path: Path, state: SpoolState) -> Iterator[str]:
     if state.orphans and not state.owners:
         # With somebody alive beside them they are adopted within a minute.
         yield (
-            f"{state.orphaned_events} events of dead processes wait, and nobody alive has a segment"
-            f" there: start the service, or `meter-agent spool replay {quoted}`"
+            f"{counted(state.orphaned_events, 'event')} of dead processes, and nobody alive has a "
+            f"segment there: start the service, or `meter-agent spool replay {quoted}`"
         )
     if state.damaged or state.unread:
         yield (
-            f"{state.damaged} damaged pieces and {state.unread} files that cannot be read: "
+            f"{counted(state.damaged, 'damaged piece')}, "
+            f"{counted(state.unread, 'file')} not readable: "
             f"`meter-agent spool verify {quoted}`"
         )
     if state.quarantined:
-        yield f"{state.quarantined} damaged pieces are kept in {path}/quarantine"
+        yield f"{counted(state.quarantined, 'damaged piece')} in {path}/quarantine"
 
 
 def _dead_letters(config: Config) -> Section:
@@ -117,11 +124,14 @@ def _dead_letters(config: Config) -> Section:
     except FileNotFoundError:
         return Section("dead_letters", None, (f"{path}: none",))
     reasons: Counter[str] = Counter()
-    sent_again, newest = 0, ""
+    sent_again, discarded, newest = 0, 0, ""
     for letter in letters:
         # What failed again has a newer letter, which counts.
         if resent.state(letter) in {State.DELIVERED, State.FAILED}:
             sent_again += 1
+            continue
+        if resent.state(letter) is State.DISCARDED:
+            discarded += 1
             continue
         reasons[letter.reason] += 1
         newest = max(newest, str(letter.fields.get("settled_at") or ""))
@@ -131,16 +141,17 @@ def _dead_letters(config: Config) -> Section:
         "by_reason": dict(sorted(reasons.items())),
         "newest_settled_at": newest or None,
         "sent_again": sent_again,
+        "discarded": discarded,
         "unread_lines": letters.unread,
     }
+    closed = f"{sent_again} sent again, {discarded} discarded"
     if not reasons and not letters.unread:
-        return Section("dead_letters", document, (f"{path}: none open, {sent_again} sent again",))
+        return Section("dead_letters", document, (f"{path}: none open, {closed}",))
     told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-    line = f"{path}: {told or 'none'}, the newest of {newest or '?'}; {sent_again} sent again"
-    help_ = (
-        f"{reasons.total()} dead letters: `meter-agent dead-letters ls {shlex.quote(str(path))}`"
-    )
-    return Section("dead_letters", document, (line,), (help_,))
+    line = f"{path}: {told or 'none'}, the newest of {newest or '?'}; {closed}"
+    listing = f"`meter-agent dead-letters ls {shlex.quote(str(path))}`"
+    attention = f"{counted(reasons.total(), 'dead letter')}: {listing}"
+    return Section("dead_letters", document, (line,), (attention,))
 
 
 def _sandbox(config: Config) -> Section:
@@ -160,7 +171,12 @@ def _sandbox(config: Config) -> Section:
         "duplicates": totals["duplicates"],
         "meters": meters,
     }
-    lines = [f"{totals['accepted']} events accepted, {totals['duplicates']} duplicates absorbed"]
+    lines = [
+        (
+            f"{counted(totals['accepted'], 'event')} accepted, "
+            f"{counted(totals['duplicates'], 'duplicate')} absorbed"
+        )
+    ]
     lines += [
         f"{name}: {each['total']} (customers: {each['customers']})" for name, each in meters.items()
     ]
