@@ -111,7 +111,7 @@ def _opened_source(
 ) -> Iterator[_Source]:
     rows = open_rows(file, options.file_format, options.dialect)
     with contextlib.closing(rows):
-        mapper = RowMapper(options.mapping, config.encoder_keys, mark, options.dialect.delimiter)
+        mapper = RowMapper(options.mapping, config.encoder_keys, mark, options.dialect)
         mapper.check_columns(rows)
         yield _Source(file, config, options, rows, mapper)
 

@@ -77,8 +77,9 @@ def rehearse_file(file: InputFile, config: Config, options: ImportOptions) -> Ex
     file.look_through()
     rehearsal = Rehearsal()
     with contextlib.closing(open_rows(file, options.file_format, options.dialect)) as rows:
-        delimiter = options.dialect.delimiter
-        mapper = RowMapper(options.mapping, config.encoder_keys, "import-" + "0" * 32, delimiter)
+        mapper = RowMapper(
+            options.mapping, config.encoder_keys, "import-" + "0" * 32, options.dialect
+        )
         mapper.check_columns(rows)
         rejects = _rejects(rows, options)
         stopped = None

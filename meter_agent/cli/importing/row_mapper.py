@@ -24,6 +24,7 @@ from meter_agent._event import (
     label_text,
 )
 from meter_agent.cli.importing.cell_text import CellError, check_name, plain_number
+from meter_agent.cli.importing.csv_dialect import CsvDialect
 from meter_agent.cli.importing.row import Row, Rows
 from meter_agent.cli.importing.row_mapping import PAYLOAD, RowMapping
 from meter_agent.cli.moments import MomentError, parse_moment
@@ -58,7 +59,7 @@ class RowMapper:
         mapping: Which column is what.
         keys: The payload keys of every event, and those of single event names.
         mark: Names the file and the mapping; identifiers derive from it.
-        delimiter: What stands between cells.
+        dialect: How CSV is read.
 
     Raises:
         click.UsageError: What is the same in every row cannot be billed.
@@ -69,10 +70,12 @@ class RowMapper:
         mapping: RowMapping,
         keys: tuple[PayloadKeys, Mapping[str, PayloadKeys]],
         mark: str,
-        delimiter: str = ",",
+        dialect: CsvDialect,
     ) -> None:
         self._mapping = mapping
-        self._delimiter = delimiter
+        self._delimiter = dialect.delimiter
+        self._says_quotes = dialect.quotes is not None
+        self._may_escape = False
         self._columns = mapping.columns
         self._constants = mapping.constants
         self._keys, self._keys_by_event = keys
@@ -127,6 +130,7 @@ class RowMapper:
             advice = rows.advice(wanted) or complaint
             if advice is not None:
                 raise click.UsageError(advice)
+        self._may_escape = rows.format == "csv" and not self._says_quotes
         if rows.columns is not None:
             self._check_once(rows.columns, wanted)
 
@@ -209,7 +213,20 @@ class RowMapper:
 
     def _name(self, row: Row, name: str, usual: tuple[str, ...]) -> Any:
         found = self._field(row, name, usual)
-        return _checked(name, found) if name not in self._constants else found
+        return self._checked(name, found) if name not in self._constants else found
+
+    def _checked(self, name: str, cell: Any) -> Any:
+        if not isinstance(cell, str):
+            return cell
+        if self._may_escape and "\\" in cell:
+            raise RowError(
+                f"{name} {cell[:100]!r} has a backslash, which may escape what follows it: "
+                "--quotes doubled or --quotes backslash says whether"
+            )
+        try:
+            return check_name(cell)
+        except CellError as error:
+            raise RowError(f"{name} {error}") from None
 
     def _value(self, row: Row, usual: tuple[str, ...]) -> Any:
         found = self._field(row, "value", usual)
@@ -269,7 +286,9 @@ class RowMapper:
     def _key(self, row: Row) -> tuple[str, ...]:
         if not self._mapping.key:
             found = self._cell(row, "identifier", self._usual["identifier"])
-            return () if found is None else (_checked("identifier", _text("identifier", found)),)
+            return (
+                () if found is None else (self._checked("identifier", _text("identifier", found)),)
+            )
         return tuple(self._key_cell(row, column) for column in self._mapping.key)
 
     def _key_cell(self, row: Row, column: str) -> str:
@@ -279,7 +298,7 @@ class RowMapper:
         # A float does not keep the digits of a long number.
         if isinstance(cell, float):
             raise RowError(f"its {column!r} is a floating-point number, which names no row")
-        return str(_checked("key", cell))
+        return str(self._checked("key", cell))
 
 
 @lru_cache(maxsize=64)
@@ -291,13 +310,6 @@ def _clean(cell: Any) -> Any:
     if isinstance(cell, str):
         cell = cell.strip(" \t\r\n")
     return None if cell is None or cell == "" else cell
-
-
-def _checked(name: str, cell: Any) -> Any:
-    try:
-        return check_name(cell) if isinstance(cell, str) else cell
-    except CellError as error:
-        raise RowError(f"{name} {error}") from None
 
 
 def _text(column: str, cell: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 import click
@@ -60,7 +61,7 @@ def check_text(name: str, beginning: bytes) -> None:
             raise click.UsageError(
                 f"{name} is {kind}: export it as CSV, JSON Lines or Parquet and import that"
             )
-    first_line = beginning.partition(b"\n")[0]
+    first_line = re.split(rb"[\r\n]", beginning, maxsplit=1)[0]
     if b"\0" in first_line:
         _refuse_zeros(name, first_line)
 

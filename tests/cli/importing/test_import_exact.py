@@ -392,6 +392,15 @@ def test_names_in_quotes_of_another_dialect_are_rejected(importer: Importer) -> 
     assert importer(file, *ORG).books() == {"rows": 2, "rejected": 2}
 
 
+def test_a_name_with_a_backslash_is_rejected_until_it_is_said_what_that_is(
+    importer: Importer,
+) -> None:
+    file = importer.file("a.csv", "org,n\n\\N,5\nc\\\\1,6\n")
+    assert importer(file, *ORG).books() == {"rows": 2, "rejected": 2}
+    assert importer(file, *ORG, "--quotes", "backslash").status == 0
+    assert importer.billed() == {"tokens": {"N": "5", "c\\1": "6"}}
+
+
 # -- times -----------------------------------------------------------------------------------------
 
 
