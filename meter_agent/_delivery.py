@@ -35,6 +35,7 @@ from meter_agent._log import ERROR, INFO, WARNING, EventLog
 from meter_agent._pace import Pace
 from meter_agent._runtime import Runtime
 from meter_agent._session import SessionCache
+from meter_agent._steady_clock import SteadyClock
 from meter_agent._stream import MeterEventStream
 from meter_agent.exceptions import MeterAgentError
 
@@ -73,6 +74,7 @@ class Delivery:
         on_error: Told about each failed request; already guarded, so it does not raise.
         resend_window_seconds: How long after its first attempt an event that may have been
             accepted is still sent again. Stripe deduplicates identifiers for 24 hours.
+        clock: Says how long ago that was; its rule is in `_steady_clock`.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Delivery:
         log: EventLog,
         on_error: Callable[[MeterAgentError], None],
         resend_window_seconds: float,
+        clock: SteadyClock | None = None,
     ) -> None:
         self._runtime = runtime
         self._stream = stream
@@ -103,6 +106,7 @@ class Delivery:
         self._log = log
         self._on_error = on_error
         self._resend_window_seconds = resend_window_seconds
+        self._clock = clock or SteadyClock(runtime)
         self._refused_tokens_in_a_row = 0
         self._retrying = Retrying(
             retry=retry_if_result(lambda answer: answer is not None and _again(answer)),
@@ -255,7 +259,7 @@ class Delivery:
         return _without(part, late)
 
     def _horizon(self) -> float:
-        return self._runtime.clock.time() - TIMESTAMP_PAST_SECONDS_MAX
+        return self._clock.time() - TIMESTAMP_PAST_SECONDS_MAX
 
     # -- attempts ------------------------------------------------------------------------------
 
@@ -280,7 +284,8 @@ class Delivery:
         try:
             if too_late := self._too_late(batch, part):
                 return too_late
-            answer, free = self._exchange(batch, part)
+            doubt = self._clock_in_doubt(batch, part)
+            answer, free = (doubt, False) if doubt else self._exchange(batch, part)
             if answer is None:
                 return None
             if answer.message:
@@ -328,7 +333,9 @@ class Delivery:
         answer = self._stream.send(
             token,
             [event.body for event in part],
-            may_repeat=lambda: self._too_late(batch, part) is None,
+            may_repeat=lambda: (
+                (self._too_late(batch, part) or self._clock_in_doubt(batch, part)) is None
+            ),
         )
         if answer.verdict is Verdict.ACCEPTED:
             self._traffic.last_success_at = self._runtime.clock.time()
@@ -347,10 +354,25 @@ class Delivery:
             return Answer(Verdict.TOO_OLD)
         return None
 
-    def _past_window(self, batch: Batch, part: list[MeterEvent]) -> list[MeterEvent]:
+    def _clock_in_doubt(self, batch: Batch, part: list[MeterEvent]) -> Answer | None:
+        # What the wall clock claims to be too late waits until it is certain: see `SteadyClock`.
+        ahead = self._clock.ahead() if batch.attempted else 0.0
+        if not ahead or not self._past_window(batch, part, ahead=ahead):
+            return None
+        return Answer(
+            Verdict.RETRY,
+            message=(
+                f"the wall clock has jumped ahead by {ahead:.0f} s: what Stripe may have is not "
+                "sent again until the clock has kept to that for a minute, or is right again"
+            ),
+        )
+
+    def _past_window(
+        self, batch: Batch, part: list[MeterEvent], *, ahead: float = 0.0
+    ) -> list[MeterEvent]:
         if not batch.attempted:
             return []
-        wall, monotonic = self._runtime.clock.time(), self._runtime.monotonic()
+        wall, monotonic = self._clock.time() + ahead, self._runtime.monotonic()
 
         def is_past(event: MeterEvent) -> bool:
             began = batch.attempted[id(event)]

@@ -23,6 +23,7 @@ from meter_agent._event import Label, MeterEvent, Name
 from meter_agent._health import Problem, Room
 from meter_agent._ledger import Counts, DropReason, Outcome, Tally
 from meter_agent._runtime import Doorbell, Runtime
+from meter_agent._steady_clock import SteadyClock
 
 __all__ = ["NEVER", "EventBuffer", "Record", "Terms", "copied"]
 
@@ -79,6 +80,8 @@ class EventBuffer(ABC):
         terms: Terms,
     ) -> None:
         self._runtime = runtime
+        self.clock = SteadyClock(runtime)
+        """What may have been sent when, and whether that is too long ago."""
         self._overflow, self._block_timeout_seconds, self._wake, self._on_fork = terms
         self._door = _wiped_on_fork()
         self._refusal: DropReason | None = None
@@ -249,7 +252,7 @@ class EventBuffer(ABC):
         with self._lock:
             if batch.abandoned or batch not in self._in_flight:
                 return False
-            batch.begin_attempt(part, self._runtime.clock.time(), self._runtime.monotonic())
+            batch.begin_attempt(part, self.clock.time(), self._runtime.monotonic())
             return True
 
     def forget_attempt(self, batch: Batch, attempted: dict[int, tuple[float, float]]) -> None:

@@ -213,6 +213,7 @@ class Pipeline:
             log=self._log,
             on_error=self._tell_error,
             resend_window_seconds=config.resend_window_seconds,
+            clock=self._buffer.clock,
         )
         sender = Sender(
             runtime,

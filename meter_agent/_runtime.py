@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 
+_BOOT_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+
+
 class Clock(Protocol):
     """What can tell the wall clock; the standard `time` module is one."""
 
@@ -94,6 +97,10 @@ class Runtime(Protocol):
 
     def monotonic(self) -> float:
         """Return seconds that never run backwards."""
+        ...
+
+    def suspended(self) -> float:
+        """Return for how many seconds the machine has slept, which `monotonic()` leaves out."""
         ...
 
     def random(self) -> float:
@@ -202,6 +209,11 @@ class SystemRuntime:
     @property
     def clock(self) -> Clock:
         return time
+
+    def suspended(self) -> float:
+        if _BOOT_CLOCK is None:
+            return 0.0  # macOS: the wall clock alone tells it
+        return time.clock_gettime(_BOOT_CLOCK) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
     def thread_id(self) -> int:
         # Looked up at each call: gevent may replace it after this module was imported, and to the

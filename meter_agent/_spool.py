@@ -292,7 +292,7 @@ class SpoolBuffer(EventBuffer):
             before = batch.attempted
             if not super().begin_attempt(batch, part):
                 return False
-            mark = form.attempted_mark(self._runtime.clock.time())
+            mark = form.attempted_mark(self.clock.time())
             for event in part:
                 if id(event) not in before:
                     self._mark(batch.places[id(event)], mark)
@@ -320,7 +320,7 @@ class SpoolBuffer(EventBuffer):
             kept = set(places)
             batch.ending = [place for n, place in enumerate(recorded) if n not in kept]
             batch.places = {id(event): recorded[n] for event, n in zip(events, places, strict=True)}
-            wall, monotonic = self._runtime.clock.time(), self._runtime.monotonic()
+            wall, monotonic = self.clock.time(), self._runtime.monotonic()
             for key, place in batch.places.items():
                 first = form.read_mark(place.mark)
                 if first is not None:

@@ -320,19 +320,56 @@ def test_what_may_have_been_accepted_is_not_sent_again_after_the_resend_window(
     assert all(reason is DeadLetterReason.UNCERTAIN for _, _, reason, _ in world.settled)
 
 
-@pytest.mark.parametrize("clock", ["wall", "monotonic"])
-def test_either_clock_alone_ends_the_resend_window(world: World, clock: str) -> None:
-    def sleep_through_a_day() -> None:
-        if clock == "wall":
-            world.runtime.wall_clock.wall += DAY
+@pytest.mark.parametrize("machine", ["asleep", "awake"])
+def test_a_day_that_goes_by_ends_the_resend_window_also_while_the_machine_sleeps(
+    world: World, machine: str
+) -> None:
+    def let_a_day_go_by() -> None:
+        if machine == "asleep":
+            world.runtime.sleep_through(DAY)
         else:
             world.runtime.uptime += DAY
 
     world.sandbox.add_fault(Fault("status", status=503, times=1))
-    world.runtime.on_wait = sleep_through_a_day
+    world.runtime.on_wait = let_a_day_go_by
     world.deliver(10)
     assert world.outcomes() == {Outcome.UNCERTAIN: 10}
     assert len(world.stream_requests()) == 1
+
+
+@pytest.mark.parametrize("jump", [DAY, 36 * DAY])
+def test_a_wall_clock_that_jumps_for_a_moment_in_an_outage_ends_no_event(
+    world: World, jump: float
+) -> None:
+    # Wrong for the first seven seconds of the outage.
+    def jump_for_a_moment() -> None:
+        since = world.runtime.uptime - 1000.0
+        world.runtime.wall_clock.wall = START + since + (jump if since < 7 else 0.0)
+
+    world.sandbox.add_fault(Fault("status", status=503, times=1))
+    world.runtime.on_wait = jump_for_a_moment
+    world.deliver(10)
+    assert world.outcomes() == {Outcome.DELIVERED: 10}
+    # What Stripe may have waits for a clock that is certain.
+    assert len(world.stream_requests()) == 2
+    assert world.runtime.uptime - 1000.0 >= 7
+    assert world.sandbox.totals()["accepted"] == 10
+
+
+def test_a_wall_clock_that_keeps_to_its_claim_for_a_minute_is_believed(world: World) -> None:
+    jumped: list[bool] = []
+
+    def jump_once() -> None:
+        if not jumped:
+            jumped.append(True)
+            world.runtime.wall_clock.wall += DAY
+
+    world.sandbox.add_fault(Fault("status", status=503, times=1))
+    world.runtime.on_wait = jump_once
+    world.deliver(10)
+    assert world.outcomes() == {Outcome.UNCERTAIN: 10}
+    assert len(world.stream_requests()) == 1
+    assert 60 <= world.runtime.uptime - 1000.0 < 200
 
 
 def test_what_was_surely_not_accepted_may_be_sent_for_weeks(world: World) -> None:

@@ -69,6 +69,7 @@ class VirtualRuntime(SystemRuntime):
         super().__init__()
         self.wall_clock = VirtualClock()
         self.uptime = 1000.0
+        self.slept = 0.0
         self.waits: list[float] = []
         self.draws: list[float] = []
         self.draw = 0.5
@@ -82,6 +83,9 @@ class VirtualRuntime(SystemRuntime):
 
     def monotonic(self) -> float:
         return self.uptime
+
+    def suspended(self) -> float:
+        return self.slept
 
     def random(self) -> float:
         return self.draw
@@ -114,6 +118,11 @@ class VirtualRuntime(SystemRuntime):
 
     def advance(self, seconds: float) -> None:
         self.uptime += seconds
+        self.wall_clock.wall += seconds
+
+    def sleep_through(self, seconds: float) -> None:
+        """The machine is suspended, and its monotonic clock with it."""
+        self.slept += seconds
         self.wall_clock.wall += seconds
 
 

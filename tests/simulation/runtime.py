@@ -175,6 +175,9 @@ class SimulatedRuntime:
         self.scheduler.step()
         return self.scheduler.now
 
+    def suspended(self) -> float:
+        return 0.0
+
     def random(self) -> float:
         return self._random.random()
 

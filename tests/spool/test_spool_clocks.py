@@ -12,9 +12,11 @@ from typing import Any, Literal
 import pytest
 
 from meter_agent import MeterAgent, Stats
+from meter_agent._steady_clock import SteadyClock
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent, wait_until
-from tests.virtual import ShiftedRuntime
+from tests.spool.spools import Spool, heir_of, take
+from tests.virtual import ShiftedRuntime, VirtualRuntime
 
 HOUR = 3600.0
 LOST_ANSWER, LOST_REQUEST = ("after", "before")
@@ -189,3 +191,65 @@ def test_a_clock_that_was_corrected_by_seconds_makes_nothing_uncertain(
     assert wait_until(later, lambda: ended(later.stats()) == 1)
     assert later.close(20).delivered == 1
     assert lives.billed == {"doubtful": 1}
+
+
+@pytest.mark.parametrize("jump", [25 * HOUR, 36 * 24 * HOUR, -25 * HOUR])
+def test_what_is_sent_while_the_wall_clock_is_wrong_for_a_moment_has_a_mark_of_the_right_time(
+    tmp_path: Path, runtime: VirtualRuntime, jump: float
+) -> None:
+    spool = Spool(tmp_path, runtime)
+    assert spool.record("tokens", "cus_1", 1)
+    batch = take(spool.buffer)
+    runtime.wall_clock.wall += jump
+    assert spool.buffer.begin_attempt(batch, batch.open)
+    runtime.wall_clock.wall -= jump
+    spool.die()
+    runtime.advance(100.0)
+    batch = take(heir_of(tmp_path, runtime).buffer)
+    ((wall, monotonic),) = batch.attempted.values()
+    assert runtime.clock.time() - wall == runtime.monotonic() - monotonic == 100.0
+
+
+@pytest.mark.parametrize("jump", [25 * HOUR, 36 * 24 * HOUR, -25 * HOUR])
+def test_what_is_recovered_while_the_wall_clock_is_wrong_for_a_moment_is_no_older_than_it_is(
+    tmp_path: Path, runtime: VirtualRuntime, jump: float
+) -> None:
+    heir = heir_of(tmp_path, runtime)
+    spool = Spool(tmp_path, runtime)
+    assert spool.record("tokens", "cus_1", 1)
+    batch = take(spool.buffer)
+    assert spool.buffer.begin_attempt(batch, batch.open)
+    spool.die()
+    runtime.advance(100.0)
+    runtime.wall_clock.wall += jump
+    heir.buffer.tend()
+    batch = take(heir.buffer)
+    ((_, monotonic),) = batch.attempted.values()
+    assert runtime.monotonic() - monotonic == 100.0
+    assert heir.buffer.clock.ahead() == pytest.approx(max(0.0, jump))
+
+
+def test_a_claim_of_the_wall_clock_is_believed_when_it_has_kept_to_it_for_a_minute(
+    runtime: VirtualRuntime,
+) -> None:
+    clock = SteadyClock(runtime)
+    right = runtime.clock.time
+    for seconds in (50.0, -50.0, 30.0):  # as clocks are corrected
+        runtime.wall_clock.wall += seconds
+        assert clock.time() == right()
+    runtime.sleep_through(25 * HOUR)
+    assert clock.time() == right()
+    runtime.wall_clock.wall += 25 * HOUR
+    for _ in range(6):
+        assert clock.time() == right() - 25 * HOUR
+        assert clock.ahead() == 25 * HOUR
+        runtime.advance(10.0)
+    assert (clock.time(), clock.ahead()) == (right(), 0.0)
+
+
+def test_claims_that_contradict_each_other_are_never_believed(runtime: VirtualRuntime) -> None:
+    clock = SteadyClock(runtime)
+    for n in range(1, 100):
+        runtime.advance(30.0)
+        runtime.wall_clock.wall += HOUR
+        assert clock.time() == runtime.clock.time() - n * HOUR
