@@ -36,9 +36,9 @@ _make_pipeline: MakePipeline = Pipeline
 class MeterAgent:
     """Records usage and ships it to Stripe's meter event stream in the background.
 
-    No thread starts and nothing is imported for the network before the first event. At the end of
-    the process a drain of at most *shutdown_timeout_seconds* is attempted by itself; a `with`
-    block or `close()` does it sooner.
+    No thread starts before the first event. What sending needs (requests, ssl) is imported here,
+    by the caller. At the end of the process the agent drains for at most
+    *shutdown_timeout_seconds*; a `with` block or `close()` does it sooner.
 
     Args:
         config: The settings. None: read from the environment.
@@ -77,6 +77,7 @@ class MeterAgent:
         elif settings:
             config = dataclasses.replace(config, **settings)
         self._assemble(config, on_dead_letter=on_dead_letter, on_error=on_error)
+        self._pipeline.load()
         if from_environment:
             self._pipeline.tell_unknown_variables()
 

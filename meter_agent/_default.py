@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from meter_agent import _lifecycle
-from meter_agent._agent import MeterAgent, refusing
+from meter_agent._agent import MeterAgent, build, refusing
 from meter_agent._config import Config
 from meter_agent._event import Label, Name, Value
 from meter_agent._event_buffer import Record
@@ -139,12 +139,15 @@ def configure(config: Config | None = None, **settings: Any) -> MeterAgent:
 def get_agent() -> MeterAgent:
     """Return the default agent, built from the environment on first use.
 
+    Called at the start of a server, it imports there what sending needs.
+
     Raises:
         ConfigError: The environment does not describe an agent. Mend it and call `configure()`.
     """
     agent = _agent_or_refusal()
     if _default.wrong is not None:
         raise _default.wrong
+    agent._pipeline.load()  # noqa: SLF001
     return agent
 
 
@@ -191,7 +194,8 @@ def _agent_or_refusal() -> MeterAgent:
         if _default.agent is not None:
             return _default.agent
         try:
-            agent = MeterAgent(Config.from_env())
+            # Not `MeterAgent()`, which imports what sending needs: `record()` may be the caller.
+            agent = build(Config.from_env())
         except ConfigError as error:
             # `record()` never raises: who misses events finds the line below, and the count.
             _default.wrong = error

@@ -1,26 +1,26 @@
-"""The package's voice: structlog events handed to the logger `meter_agent`, and nothing configured.
+"""Log events, written to the logger `meter_agent` of the standard library; nothing is configured.
 
-Lines are dotted constants with key/value pairs. They go through the application's own `logging`
-handlers as `extra` fields. structlog's global configuration is neither read nor written: it belongs
-to the application (hynek/structlog#179), and its unconfigured default would write to stdout.
+The message is the name of the event and its fields as `key=value` pairs; the fields are attributes
+of the record as well (`extra`). An application that has configured structlog gets name and fields
+through structlog instead. Both configurations belong to the application and are not changed.
+
+Nothing is imported here: beside threads that compute, an import takes seconds, and `close()` writes
+a line. In a process that has not imported `logging`, nobody listens.
 
 A line that repeats is written at most once per interval, with the number that was held back.
-structlog is imported at the first line that somebody listens to: it costs 150 ms.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import sys
+from typing import Any, Final
 
 from meter_agent._printable import one_line
 from meter_agent._runtime import Runtime
 
-if TYPE_CHECKING:
-    import logging
-
 __all__ = ["DEBUG", "ERROR", "INFO", "LOG_EVENTS", "WARNING", "EventLog"]
 
-# The levels of logging, which is imported with the first line: it costs 6 ms.
+# The levels of `logging`, which `import meter_agent` does not import: it costs 6 ms.
 DEBUG: Final = 10
 INFO: Final = 20
 WARNING: Final = 30
@@ -77,8 +77,19 @@ class EventLog:
             while self._writing and (left := deadline - self._runtime.monotonic()) > 0:
                 self._lock.wait(left)
 
-    def say(self, event: str, /, level: int = WARNING, *, key: str = "", **fields: Any) -> bool:
+    def say(
+        self,
+        event: str,
+        /,
+        level: int = WARNING,
+        *,
+        key: str = "",
+        stacklevel: int = 1,
+        **fields: Any,
+    ) -> bool:
         """Write *event* now, or count it when the same (event, *key*) was written just before.
+
+        *stacklevel* is that of `logging`: 1 names the caller as the place of the line.
 
         Returns whether it was written.
 
@@ -92,7 +103,7 @@ class EventLog:
         if held_back:
             fields["held_back"] = held_back
         try:
-            write(event, level, **fields)
+            write(event, level, stacklevel=stacklevel + 1, **fields)
         finally:
             with self._lock:
                 self._writing -= 1
@@ -109,33 +120,65 @@ class EventLog:
         return self._held_back.pop(site, 0)
 
 
-def write(event: str, level: int, **fields: Any) -> None:
+def write(event: str, level: int, *, stacklevel: int = 1, **fields: Any) -> None:
     """Write one line, whatever was written before. Never raises."""
-    import logging  # noqa: PLC0415 - see the levels
-
-    logger = logging.getLogger(_LOGGER_NAME)
-    if not logger.handlers:
-        # As the logging HOWTO asks of libraries: without it, an application that configured no
-        # logging would find our warnings on its stderr.
-        logger.addHandler(logging.NullHandler())
+    logging: Any = sys.modules.get("logging")
+    structlog: Any = sys.modules.get("structlog")
+    if logging is None:
+        return
     try:
-        if logger.isEnabledFor(level):
-            _structured(logger).log(level, event, **_on_one_line(fields))
+        logger = logging.getLogger(_LOGGER_NAME)
+        if not logger.handlers:
+            # As the logging HOWTO asks of libraries: without it, an application that configured no
+            # logging would find our warnings on its stderr.
+            logger.addHandler(logging.NullHandler())
+        # Control characters are escaped: a server's words must not forge a line.
+        fields = {
+            name: one_line(value) if isinstance(value, str) else value
+            for name, value in fields.items()
+        }
+        if structlog is not None and structlog.is_configured():
+            _write_by_structlog(structlog, event, level, fields, stacklevel + 1)
+        elif logger.isEnabledFor(level):
+            shown = {name: value for name, value in fields.items() if value is not None}
+            # With arguments, so that tools that group lines by their template do so by event.
+            template = "".join([event, *(f" {name}=%s" for name in shown)])
+            logger.log(
+                level,
+                template,
+                *map(_shown, shown.values()),
+                extra={"event": event, **fields},
+                stacklevel=stacklevel + 1,
+            )
     except Exception:  # noqa: BLE001, S110 - see "Never raises"
         pass
 
 
-def _on_one_line(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: one_line(value) if isinstance(value, str) else value for name, value in fields.items()
-    }
+def _shown(value: object) -> str:
+    # A value that would not stand out as one is quoted.
+    text = one_line(str(value))
+    if text and text.isprintable() and not set(text) & set(' "='):
+        return text
+    return '"' + text.replace('"', '\\"') + '"'
 
 
-def _structured(logger: logging.Logger) -> Any:
-    import structlog  # noqa: PLC0415 - 150 ms that a silent process need not pay
+def _write_by_structlog(
+    structlog: Any, event: str, level: int, fields: dict[str, Any], stacklevel: int
+) -> None:
+    # structlog takes the first frame outside of its own modules for the place of a line, here and
+    # in the class of loggers that its `LoggerFactory` makes the default. Its own asynchronous
+    # methods name another frame by this variable (private, the same from 23.1 to 26.1).
+    logging: Any = sys.modules["logging"]
+    logger, made = logging.getLogger(_LOGGER_NAME), logging.getLoggerClass()
+    if type(logger) is logging.Logger and made.__module__.startswith("structlog"):
+        logger.__class__ = made  # it is older than the configuration of structlog
+    place = getattr(structlog.contextvars, "_ASYNC_CALLING_STACK", None)
+    token = None if place is None else place.set(sys._getframe(stacklevel))  # noqa: SLF001
+    try:
+        getattr(structlog.get_logger(_LOGGER_NAME), _METHODS[level])(event, **fields)
+    finally:
+        if place is not None:
+            place.reset(token)
 
-    return structlog.wrap_logger(
-        logger,
-        processors=[structlog.stdlib.render_to_log_kwargs],
-        wrapper_class=structlog.stdlib.BoundLogger,
-    )
+
+_METHODS = {DEBUG: "debug", INFO: "info", WARNING: "warning", ERROR: "error"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,11 @@ from meter_agent._event_buffer import EventBuffer, Record, Terms
 from meter_agent._flusher import Flusher
 from meter_agent._health import Health, Problem, Room, diagnose
 from meter_agent._held import HeldBatches
-from meter_agent._imports import forget_unfinished
+from meter_agent._imports import (
+    end_short_switch_interval,
+    forget_unfinished,
+    short_switch_interval,
+)
 from meter_agent._ledger import DropReason, Outcome, Stats, Traffic, stats_of
 from meter_agent._log import ERROR, INFO, WARNING, EventLog, write
 from meter_agent._own_identifiers import OwnIdentifiers
@@ -43,6 +47,7 @@ Callbacks = tuple[
 _ANNOUNCE_SECONDS = 0.2
 _LAST_LINE_SECONDS = 0.4
 _STEP_BACK_SECONDS = 0.01
+_loaded = False
 
 
 class Pipeline:
@@ -119,7 +124,7 @@ class Pipeline:
 
     def _say(self, event: str, level: int, **fields: Any) -> None:
         # The log is another one after a fork.
-        self._log.say(event, level, **fields)
+        self._log.say(event, level, stacklevel=2, **fields)
 
     def _wire(self) -> None:
         config, runtime = self._config, self._runtime
@@ -174,20 +179,32 @@ class Pipeline:
             _lifecycle.register(self, handle_sigterm=False)
         self._flusher.wake()
 
-    def _open_work(self) -> Work:
-        # In the sender thread: requests, tenacity and ssl cost 200 ms to import, which the
-        # application's thread does not pay. The `record()` that has started this thread wants the
-        # interpreter lock back first, which imports do not give away for 5 ms at a time.
-        # Not so with greenlets: the process may end meanwhile, and then gevent resolves no names.
-        if "requests" not in sys.modules and not threads_are_greenlets():
+    def load(self) -> None:
+        """Import what sending needs, in the calling thread.
+
+        For an agent that is built at the start of a server. Beside threads that compute, the same
+        imports in the first sender thread would take seconds, and a `close()` would not wait.
+        """
+        if not self._config.disabled:
+            # What fails here is tried again by the sender thread, which says so.
+            with contextlib.suppress(Exception):
+                _load()
+
+    def _load_in_sender(self) -> None:
+        # An agent that the first `record()` has built: its caller wants the interpreter lock back
+        # first. Not so with greenlets: the process may end meanwhile, and then gevent resolves no
+        # names.
+        if not (_loaded or threads_are_greenlets()):
             self._runtime.doorbell().wait(_STEP_BACK_SECONDS)
+        _load()
+
+    def _open_work(self) -> Work:
+        self._load_in_sender()
         from meter_agent._body_limit import BodyLimit  # noqa: PLC0415
         from meter_agent._delivery import Delivery  # noqa: PLC0415
         from meter_agent._sender import Reporting, Sender  # noqa: PLC0415
         from meter_agent._session import SessionCache  # noqa: PLC0415
-        from meter_agent._transport import preload  # noqa: PLC0415
 
-        preload()
         config, runtime = self._config, self._runtime
         # `setdefault`, one step: all senders share what the first of them made.
         sessions = self._shared.setdefault("sessions", SessionCache(runtime, log=self._log))
@@ -340,6 +357,10 @@ class Pipeline:
 
         The first caller does it; later callers wait for the same result.
         """
+        with short_switch_interval():
+            return self._finish_close(deadline)
+
+    def _finish_close(self, deadline: float) -> Stats:
         if self._flusher.called_within_itself:
             self._end_elsewhere(deadline)
             return self._read_stats()
@@ -357,7 +378,7 @@ class Pipeline:
         except IndexError:
             if self._wait_for_end(deadline):
                 return self._read_stats()  # calls after `close()` go on being counted
-            return self.finish_close(deadline)  # whoever was ending it has given up
+            return self._finish_close(deadline)  # whoever was ending it has given up
         try:
             self._ending_in = me
             try:
@@ -418,6 +439,7 @@ class Pipeline:
     def start_over_after_fork(self) -> None:
         """In a child of `fork`: forget the parent's events, threads, connections and session."""
         forget_unfinished()
+        end_short_switch_interval()
         self._flusher.disown()
         self._buffer.start_over_after_fork()
         self._wire()
@@ -526,6 +548,21 @@ class Pipeline:
         """Warn about environment variables that look like settings but are none."""
         for name, nearest in unknown_variables():
             self._log.say("meter_agent.unknown_setting", key=name, variable=name, nearest=nearest)
+
+
+def _load() -> None:
+    # requests, tenacity and ssl: 150 files, 200 ms.
+    global _loaded  # noqa: PLW0603
+    if _loaded:
+        return
+    with short_switch_interval():
+        import meter_agent._delivery  # noqa: PLC0415
+        import meter_agent._sender  # noqa: PLC0415
+        import meter_agent._session  # noqa: F401, PLC0415
+        from meter_agent._transport import preload  # noqa: PLC0415
+
+        preload()
+    _loaded = True
 
 
 def _unanswered(event: MeterEvent, sent_at: float, wall_time: float) -> DeadLetter:

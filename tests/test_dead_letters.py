@@ -13,6 +13,7 @@ from meter_agent import DeadLetter, _dead_letters
 from meter_agent._dead_letters import DeadLetterFile
 from meter_agent._log import EventLog
 from meter_agent._runtime import SystemRuntime
+from tests.log_lines import events_of
 from tests.virtual import VirtualRuntime
 
 
@@ -88,7 +89,7 @@ def test_a_file_that_cannot_be_written_is_logged_once_and_never_raises(
     letters = make_file(tmp_path / "missing" / "letters.jsonl")
     for _ in range(10):
         letters.write(make_letter())
-    assert caplog.messages == ["meter_agent.dead_letters_unwritable"]
+    assert events_of(caplog) == ["meter_agent.dead_letters_unwritable"]
 
 
 def test_the_file_stops_growing_at_its_limit(
@@ -128,6 +129,6 @@ def test_an_announcement_names_the_event_and_not_its_payload(
 ) -> None:
     make_file(None).announce(make_letter())
     (line,) = caplog.records
-    assert line.getMessage() == "meter_agent.event_dead_lettered"
+    assert events_of(caplog) == ["meter_agent.event_dead_lettered"]
     assert line.__dict__["identifier"] == "id-1"
     assert "payload" not in line.__dict__

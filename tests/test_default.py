@@ -58,7 +58,7 @@ def test_threads_that_record_first_at_the_same_time_share_one_agent(
     monkeypatch.setenv("METER_AGENT_DISABLED", "true")
     built: list[MeterAgent] = []
     another = threading.Event()
-    original = MeterAgent.__init__
+    original = MeterAgent._assemble
 
     def counting(self: MeterAgent, *arguments: object, **options: object) -> None:
         built.append(self)
@@ -67,7 +67,7 @@ def test_threads_that_record_first_at_the_same_time_share_one_agent(
         another.wait(0.2)  # the others have this time to build one too
         original(self, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(MeterAgent, "__init__", counting)
+    monkeypatch.setattr(MeterAgent, "_assemble", counting)
     together = threading.Barrier(8)
 
     def record() -> None:
@@ -174,7 +174,7 @@ def test_a_record_that_interrupts_the_making_of_the_default_agent_waits_for_no_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As from a signal handler; each of the two calls may then build an agent."""
-    make, interruptions, held = MeterAgent.__init__, [1], []
+    make, interruptions, held = MeterAgent._assemble, [1], []
 
     def interrupted(self: MeterAgent, *arguments: Any, **options: Any) -> None:
         if interruptions:
@@ -184,7 +184,7 @@ def test_a_record_that_interrupts_the_making_of_the_default_agent_waits_for_no_o
 
     with SandboxServer(sandbox := Sandbox()) as server:
         monkeypatch.setenv("METER_AGENT_SANDBOX_URL", server.url)
-        monkeypatch.setattr(MeterAgent, "__init__", interrupted)
+        monkeypatch.setattr(MeterAgent, "_assemble", interrupted)
         thread = threading.Thread(
             target=lambda: held.append(meter_agent.record("tokens", "cus_1")), daemon=True
         )

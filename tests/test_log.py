@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,9 @@ def test_a_line_arrives_at_the_applications_handlers_with_its_fields(
     assert (line.name, line.levelno, line.getMessage()) == (
         "meter_agent",
         logging.WARNING,
-        "meter_agent.request_failed",
+        "meter_agent.request_failed status=503 error=no",
     )
+    assert line.__dict__["event"] == "meter_agent.request_failed"
     assert (line.__dict__["status"], line.__dict__["error"]) == (503, "no")
     assert not structlog.is_configured()
 
@@ -39,6 +41,120 @@ def test_a_field_cannot_forge_a_line(
 ) -> None:
     EventLog(runtime).say("meter_agent.request_failed", error="no\nERROR \x1b[2Jforged\u202e")
     assert caplog.records[0].__dict__["error"] == "no\\nERROR \\x1b[2Jforged\\u202e"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (7, "7"),
+        ("plain", "plain"),
+        ("two words", '"two words"'),
+        ("", '""'),
+        ("x delivered=9", '"x delivered=9"'),
+        ('he said "no"', '"he said \\"no\\""'),
+        ("x\nERROR forged\x1b[0m\u2028", r'"x\nERROR forged\x1b[0m\u2028"'),
+        ({"shutdown": 3}, "\"{'shutdown': 3}\""),
+        (ValueError("a\nb"), r"a\nb"),
+    ],
+    ids=repr,
+)
+def test_the_message_has_each_field_as_one_value_in_one_line(
+    caplog: pytest.LogCaptureFixture, value: object, shown: str
+) -> None:
+    write("meter_agent.closed", logging.WARNING, error=value, delivered=1)
+    assert caplog.messages == [f"meter_agent.closed error={shown} delivered=1"]
+
+
+def test_a_field_without_a_value_is_in_the_record_and_not_in_the_message(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write("meter_agent.closed", logging.WARNING, last_error=None, delivered=1)
+    (line,) = caplog.records
+    assert line.getMessage() == "meter_agent.closed delivered=1"
+    assert line.__dict__["last_error"] is None
+
+
+def test_lines_of_one_event_have_one_template(caplog: pytest.LogCaptureFixture) -> None:
+    for status in (500, 503):
+        write("meter_agent.request_failed", logging.WARNING, status=status)
+    assert {line.msg for line in caplog.records} == {"meter_agent.request_failed status=%s"}
+
+
+def say_here(runtime: VirtualRuntime) -> None:
+    EventLog(runtime).say("meter_agent.request_failed", status=503)
+
+
+def test_the_place_of_a_line_is_the_code_that_says_it(
+    runtime: VirtualRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    say_here(runtime)
+    write("meter_agent.closed", logging.WARNING)
+    assert [(line.pathname, line.funcName) for line in caplog.records] == [
+        (__file__, "say_here"),
+        (__file__, "test_the_place_of_a_line_is_the_code_that_says_it"),
+    ]
+
+
+@pytest.fixture
+def configured_structlog() -> Iterator[Callable[..., None]]:
+    """Configure structlog as an application does; undone afterwards."""
+    logger, logger_class = logging.getLogger("meter_agent"), logging.getLoggerClass()
+    kind = type(logger)
+    yield structlog.configure
+    structlog.reset_defaults()
+    logging.setLoggerClass(logger_class)
+    logger.__class__ = kind
+
+
+def test_where_structlog_writes_to_logging_the_place_is_right_and_the_processors_run(
+    runtime: VirtualRuntime,
+    caplog: pytest.LogCaptureFixture,
+    configured_structlog: Callable[..., None],
+) -> None:
+    """Also when the logger is older than the configuration of structlog."""
+    logging.getLogger("meter_agent")
+    configured_structlog(
+        processors=[structlog.processors.KeyValueRenderer(key_order=["event", "status"])],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    say_here(runtime)
+    (line,) = caplog.records
+    assert line.getMessage() == "event='meter_agent.request_failed' status=503"
+    assert (line.pathname, line.funcName) == (__file__, "say_here")
+
+
+def test_where_structlog_writes_by_itself_a_line_has_name_fields_level_and_place(
+    runtime: VirtualRuntime, configured_structlog: Callable[..., None]
+) -> None:
+    written = structlog.testing.LogCapture()
+    place = structlog.processors.CallsiteParameter
+    configured_structlog(
+        processors=[
+            structlog.processors.CallsiteParameterAdder([place.PATHNAME, place.FUNC_NAME]),
+            written,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    )
+    say_here(runtime)
+    write("meter_agent.session_opened", logging.DEBUG)
+    assert written.entries == [
+        {
+            "event": "meter_agent.request_failed",
+            "status": 503,
+            "log_level": "warning",
+            "pathname": __file__,
+            "func_name": "say_here",
+        }
+    ]
+
+
+def test_structlog_is_not_used_while_the_application_has_not_configured_it(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("meter_agent.closed", logging.WARNING, delivered=1)
+    assert caplog.messages == ["meter_agent.closed delivered=1"]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_line_that_repeats_is_written_once_per_interval_with_what_was_held_back(
@@ -79,8 +195,10 @@ def test_a_handler_that_raises_does_not_reach_the_agent() -> None:
 
 def test_an_application_without_logging_hears_nothing() -> None:
     script = (
-        "from meter_agent._log import write; write('meter_agent.closed', 40, recorded=1);"
-        "import structlog; assert not structlog.is_configured()"
+        "import sys; from meter_agent._log import write; "
+        "write('meter_agent.closed', 40, recorded=1); "
+        "assert 'logging' not in sys.modules; assert 'structlog' not in sys.modules; "
+        "import logging; write('meter_agent.closed', 40, recorded=1)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -59,23 +59,6 @@ print("quiet")
     assert run(script) == "quiet"
 
 
-def test_the_first_record_does_not_import_the_network_in_the_callers_thread() -> None:
-    script = """
-import sys, threading, meter_agent
-agent = meter_agent.MeterAgent(sandbox_url="http://127.0.0.1:9", flush_interval_seconds=60)
-importers = []
-class Watch:
-    def find_spec(self, name, path=None, target=None):
-        if name in ("requests", "ssl", "tenacity"):
-            importers.append(threading.current_thread() is threading.main_thread())
-sys.meta_path.insert(0, Watch())
-agent.record("tokens", "cus_1")
-agent.close(0.3)
-print(any(importers), bool(importers))
-"""
-    assert run(script) == "False True"
-
-
 def test_everything_public_is_there_and_documented() -> None:
     assert sorted(meter_agent.__all__) == meter_agent.__all__
     for name in meter_agent.__all__:

@@ -10,9 +10,20 @@ _HEAD = """\
 
 # Log events
 
-The agent speaks through the logger `meter_agent` of the standard library and configures nothing:
-without a handler of the application nothing is printed. The message is one of the names below; its
-fields are attributes of the log record (`extra`), so that a JSON formatter shows them as keys.
+The agent writes to the logger `meter_agent` of the standard library and configures nothing: without
+a handler of the application nothing is printed. The message is one of the names below and the
+fields as `key=value` pairs; a field without a value is left out:
+
+```text
+meter_agent.closed recorded=100 recovered=0 delivered=100 dead_lettered=0 uncertain=0 dropped={}
+```
+
+The name (`event`) and all fields are also attributes of the log record (`extra`), so that a JSON
+formatter shows them as keys. Control characters and line ends within a value are escaped. File and
+line number of the record are those of the code that reports the event.
+
+Where the application has configured structlog, name and fields go to `structlog.get_logger()`
+instead, and through the processors of the application. The package does not import structlog.
 
 A line that repeats is written at most once in 30 seconds for each name (and reason), with the
 number that was held back in the field `held_back`. Events are told by identifier and count, never

@@ -10,8 +10,6 @@ from meter_agent.cli.printing import printable
 
 __all__ = ["warnings_said"]
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({})))
-
 
 @contextlib.contextmanager
 def warnings_said(say: Callable[[str], None]) -> Iterator[None]:
@@ -31,6 +29,4 @@ class _Lines(logging.Handler):
         self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
-        told = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
-        self._say(printable(f"{record.getMessage()} {told}"))
+        self._say(printable(record.getMessage()))

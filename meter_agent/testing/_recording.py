@@ -218,6 +218,9 @@ class _MemoryPipeline:
     def finish_close(self, _deadline: float) -> Stats:
         return self.stats()
 
+    def load(self) -> None:
+        """It sends nothing."""
+
     def retire(self) -> None:
         """It holds nothing that was not recorded at once."""
 

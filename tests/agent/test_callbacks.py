@@ -10,6 +10,7 @@ import pytest
 from meter_agent import DeadLetter, MeterAgent, MeterAgentError, _lifecycle
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent, billed, sender_threads, wait_until
+from tests.log_lines import events_of
 
 
 @pytest.mark.parametrize("raised", [ValueError("x"), SystemExit(3), KeyboardInterrupt()])
@@ -32,8 +33,8 @@ def test_a_callback_that_raises_harms_nobody(
     assert agent.flush(20)
     assert (agent.stats().delivered, agent.stats().dead_lettered) == (1, 1)
     assert len(calls) == 2
-    assert "meter_agent.callback_failed" in caplog.messages
-    assert "meter_agent.sender_died" not in caplog.messages
+    assert "meter_agent.callback_failed" in events_of(caplog)
+    assert "meter_agent.sender_died" not in events_of(caplog)
 
 
 def test_a_callback_may_record_flush_and_close(make_agent: MakeAgent, sandbox: Sandbox) -> None:

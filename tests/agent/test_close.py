@@ -19,6 +19,7 @@ from meter_agent import (
 from meter_agent._runtime import SystemRuntime
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import Hold, MakeAgent, sender_threads
+from tests.log_lines import lines_of
 
 
 def test_after_close_events_are_refused_and_counted(make_agent: MakeAgent) -> None:
@@ -55,9 +56,11 @@ def test_close_drops_what_it_cannot_send_and_says_so(
     assert time.monotonic() - began < 4.0, "no sender sees a chance, so nobody should wait"
     assert final.dropped == {"shutdown": 250}
     assert final.balanced
-    line = next(r for r in caplog.records if r.getMessage() == "meter_agent.closed")
+    line = lines_of(caplog, "meter_agent.closed")[0]
     assert line.__dict__["dropped"] == {"shutdown": 250}
     assert line.levelno == logging.WARNING
+    assert "recorded=250 recovered=0 delivered=0" in line.getMessage()
+    assert line.filename == "_pipeline.py"
 
 
 class CountingRuntime(SystemRuntime):

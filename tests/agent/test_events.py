@@ -17,6 +17,7 @@ from meter_agent import (
 from meter_agent._buffer import _NO_DETAILS, RingBuffer
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent, billed
+from tests.log_lines import events_of
 
 
 def test_an_invalid_event_is_a_dead_letter_that_names_field_value_and_rule(
@@ -142,4 +143,4 @@ def test_a_clock_before_1970_makes_letters_and_not_dead_senders(
     agent.record("tokens", "cus_1")
     assert agent.flush(20)
     assert [letter.recorded_at for letter in letters] == ["-5.0"]
-    assert "meter_agent.sender_died" not in caplog.messages
+    assert "meter_agent.sender_died" not in events_of(caplog)

@@ -12,6 +12,7 @@ import pytest
 from meter_agent import MeterAgent, MeterAgentError
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import Hold, MakeAgent
+from tests.log_lines import events_of, lines_of
 from tests.virtual import ShiftedRuntime
 
 
@@ -27,7 +28,7 @@ def test_the_buffer_bounds_what_waits_and_the_drops_are_logged_in_one_line(
     hold.release()
     final = agent.close(20)
     assert final.delivered == accepted
-    drops = [r for r in caplog.records if r.getMessage() == "meter_agent.events_dropped"]
+    drops = lines_of(caplog, "meter_agent.events_dropped")
     assert len(drops) == 1
     assert 0 < drops[0].__dict__["events"] <= 100_000 - accepted
 
@@ -50,7 +51,7 @@ def test_drops_during_an_outage_are_logged_during_the_outage(
         agent.record("tokens", "cus_1")
     dropped.set()
     assert told.wait(20)
-    assert "meter_agent.events_dropped" in caplog.messages
+    assert "meter_agent.events_dropped" in events_of(caplog)
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ def test_drops_are_logged_once_in_each_interval_and_the_lines_add_up(
 
 
 def drops(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    return [line for line in caplog.records if line.getMessage() == "meter_agent.events_dropped"]
+    return lines_of(caplog, "meter_agent.events_dropped")
 
 
 def wait_for(done: Callable[[], bool]) -> bool:

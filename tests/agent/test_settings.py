@@ -18,6 +18,7 @@ from meter_agent import (
 from meter_agent._agent import build
 from meter_agent.sandbox import Sandbox, SandboxAdapter
 from tests.conftest import FAST, MakeAgent, billed, sender_threads
+from tests.log_lines import lines_of
 from tests.wire.servers import answer, listening
 
 
@@ -97,7 +98,7 @@ def test_an_unknown_variable_is_a_warning_with_the_nearest_name(
     monkeypatch.setenv("METER_AGENT_API_KEY", "sk_test_1")
     monkeypatch.setenv("METER_AGENT_BATCHSIZE", "7")
     MeterAgent()
-    (line,) = (r for r in caplog.records if r.getMessage() == "meter_agent.unknown_setting")
+    (line,) = lines_of(caplog, "meter_agent.unknown_setting")
     assert line.__dict__["variable"] == "METER_AGENT_BATCHSIZE"
     assert line.__dict__["nearest"] == "METER_AGENT_BATCH_SIZE"
 

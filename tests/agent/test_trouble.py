@@ -16,6 +16,7 @@ from meter_agent._delivery import Delivery
 from meter_agent._runtime import SystemRuntime
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent, sender_threads, wait_until
+from tests.log_lines import events_of
 
 
 def test_a_sender_that_dies_is_replaced_and_its_batch_is_delivered_once(
@@ -40,7 +41,7 @@ def test_a_sender_that_dies_is_replaced_and_its_batch_is_delivered_once(
     assert agent.stats().delivered == 150
     assert sandbox.totals()["accepted"] == 150
     # Another sender may have delivered the batch before the dying one has said its last words.
-    assert wait_until(agent, lambda: "meter_agent.sender_died" in caplog.messages)
+    assert wait_until(agent, lambda: "meter_agent.sender_died" in events_of(caplog))
 
 
 def test_senders_that_die_at_once_are_not_started_in_a_hot_loop(
@@ -146,7 +147,7 @@ def test_senders_that_die_on_the_wire_are_replaced_unasked_and_their_batch_is_bi
     assert happens_unasked(agent, lambda: agent.stats().delivered == 1)
     assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "40"}}
     assert sandbox.totals()["duplicates"] == 2
-    assert "meter_agent.sender_died" in caplog.messages
+    assert "meter_agent.sender_died" in events_of(caplog)
 
 
 def test_the_next_record_replaces_a_sender_that_died_in_its_sleep(
@@ -270,7 +271,7 @@ def test_who_is_interrupted_while_writing_letters_ends_only_after_the_rest(
     assert agent.flush(20)
     assert (agent.stats().dead_lettered, len(letters)) == (3, 3)
     assert len(path.read_text().splitlines()) == 2
-    assert wait_until(agent, lambda: "meter_agent.sender_died" in caplog.messages)
+    assert wait_until(agent, lambda: "meter_agent.sender_died" in events_of(caplog))
 
 
 def test_a_sender_that_dies_while_the_agent_closes_is_replaced(

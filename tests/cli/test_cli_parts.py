@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import time
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -12,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from meter_agent import AuthenticationError, Stats, StreamUnavailableError
+from meter_agent._log import INFO, WARNING, write
 from meter_agent.cli.exit_codes import ExitCode
 from meter_agent.cli.log_lines import warnings_said
 from meter_agent.cli.moments import MomentError, parse_moment
@@ -163,10 +163,9 @@ def test_the_pace_tells_rate_and_time_left_of_this_run(monkeypatch: pytest.Monke
 
 
 def test_warnings_of_the_agent_are_lines_with_their_fields_and_end_with_the_command() -> None:
-    logger = logging.getLogger("meter_agent")
     said: list[str] = []
     with warnings_said(said.append):
-        logger.warning("meter_agent.request_failed", extra={"error": "a\nb", "code": None})
-        logger.info("meter_agent.session_opened")
-    logger.warning("meter_agent.request_failed")
+        write("meter_agent.request_failed", WARNING, error="a\nb", code=None)
+        write("meter_agent.session_opened", INFO)
+    write("meter_agent.request_failed", WARNING)
     assert said == ["meter_agent.request_failed error=a\\nb"]

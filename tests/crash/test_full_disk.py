@@ -27,7 +27,7 @@ runtime = ShiftedRuntime()
 told = threading.Event()
 class Ear(logging.Handler):
     def emit(self, record):
-        if record.getMessage() == "meter_agent.spool_failed":
+        if record.event == "meter_agent.spool_failed":
             told.set()
 logging.getLogger().addHandler(Ear())  # behind the one that writes
 

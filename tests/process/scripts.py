@@ -20,7 +20,7 @@ class Line(logging.Formatter):
     def format(self, record):
         known = logging.makeLogRecord({}).__dict__
         extra = {k: v for k, v in record.__dict__.items() if k not in known and k != "message"}
-        return f"{record.getMessage()} {extra}"
+        return f"{extra.pop('event', None) or record.getMessage()} {extra}"
 handler = logging.StreamHandler(sys.stderr)
 handler.setFormatter(Line())
 logging.getLogger().addHandler(handler)
@@ -28,6 +28,12 @@ logging.getLogger().setLevel(logging.INFO)
 import meter_agent
 from meter_agent import MeterAgent
 URL = os.environ["SANDBOX"]
+"""
+
+# Ahead of a script that uses the default agent.
+DEFAULT_AGENT = """
+import os
+os.environ["METER_AGENT_SANDBOX_URL"] = os.environ["SANDBOX"]
 """
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from meter_agent.sandbox import Sandbox
 from meter_agent.sandbox.server import SandboxServer
-from tests.process.scripts import run
+from tests.process.scripts import DEFAULT_AGENT, run
 from tests.wire.servers import answer, listening
 
 SESSION = json.dumps(
@@ -64,7 +64,7 @@ def test_a_fork_in_the_middle_of_an_import_by_a_sender_leaves_a_child_that_works
 ) -> None:
     done = run(
         """
-        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60)
+        agent = meter_agent  # the default one, whose first sender imports
         agent.record("tokens", "parent")
         while "requests" not in sys.modules:
             time.sleep(0.0001)
@@ -72,10 +72,12 @@ def test_a_fork_in_the_middle_of_an_import_by_a_sender_leaves_a_child_that_works
         child = os.fork()
         if not child:
             agent.record("tokens", "child")
-            os._exit(agent.close(20).delivered != 1)
+            delivered = agent.close(20).delivered
+            os._exit(delivered != 1 or sys.getswitchinterval() != 0.005)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         """,
         server.url,
+        before=DEFAULT_AGENT,
     )
     assert done.returncode == 0
     assert customers(sandbox) == {"parent": 1, "child": 1}
@@ -104,7 +106,7 @@ def test_a_fork_with_half_of_a_package_imported_leaves_a_child_that_works(
                 spec.loader.exec_module = halt
                 return spec
         sys.meta_path.insert(0, Halt())
-        agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60)
+        agent = meter_agent  # the default one, whose first sender imports
         agent.record("tokens", "parent")
         assert reached.wait(20)
         child = os.fork()
@@ -115,6 +117,7 @@ def test_a_fork_with_half_of_a_package_imported_leaves_a_child_that_works(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         """,
         server.url,
+        before=DEFAULT_AGENT,
     )
     assert "sender_died" not in done.stderr
     assert done.returncode == 0
