@@ -39,9 +39,9 @@ def test_drops_during_an_outage_are_logged_during_the_outage(
     failed, dropped, told = threading.Event(), threading.Event(), threading.Event()
 
     def on_error(_error: MeterAgentError) -> None:
-        failed.set()
         if dropped.is_set():
             told.set()
+        failed.set()
 
     sandbox.add_fault(Fault("status", status=503))
     agent = make_agent(buffer_events=10, max_in_flight=1, on_error=on_error)
