@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from operator import attrgetter
 
 from meter_agent._event import MeterEvent
 from meter_agent._runtime import Runtime
@@ -18,6 +19,7 @@ __all__ = ["BodyLimit"]
 _CLOSE_SHARE = 16  # the search ends when the gap is a sixteenth of what was refused
 _BODIES_BETWEEN_TRIES_MAX = 256
 _GROWTH = 4
+_BODY = attrgetter("body")
 
 
 class _Size:
@@ -80,11 +82,15 @@ class BodyLimit:
         self._passed_since_try = 0
         self._bodies_between_tries = 1
 
+    @property
+    def _is_open(self) -> bool:
+        return self._events.refused is None and self._bytes.refused is None
+
     def fitting(self, part: Sequence[MeterEvent]) -> int:
         """Return how many of the first events of *part* may go into one body; one at the least."""
+        if self._is_open:
+            return len(part)
         with self._lock:
-            if self._events.refused is None and self._bytes.refused is None:
-                return len(part)
             count = _fitting(
                 part, self._events.limit(trying=False), self._bytes.limit(trying=False)
             )
@@ -101,6 +107,8 @@ class BodyLimit:
 
     def accepted(self, part: Sequence[MeterEvent]) -> None:
         """A body with *part* passed, whatever Stripe said about its events."""
+        if self._is_open:
+            return  # nearly always
         events, size = len(part), _bytes(part)
         with self._lock:
             # At the limit: one more event might have been too much.
@@ -129,7 +137,7 @@ class BodyLimit:
 
 
 def _bytes(part: Sequence[MeterEvent]) -> int:
-    return sum(len(event.body) for event in part)
+    return sum(map(len, map(_BODY, part)))
 
 
 def _fitting(part: Sequence[MeterEvent], events: int | None, size: int | None) -> int:

@@ -255,6 +255,7 @@ class Flusher:
         # dies, and the next one gets it.
         if batch.size and batch.held_until is not None:
             self._held.put(batch)
+            self._doorbell.ring()  # the watcher may sleep for longer than that
             return True
         if batch.size:
             self._buffer.give_back(batch)

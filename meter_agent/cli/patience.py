@@ -58,7 +58,9 @@ class Patience:
         if self._refusals >= _REFUSALS:
             raise GaveUpError(f"the key is refused: {self._last_error}", ExitCode.AUTHENTICATION)
         if now - self._since >= self._seconds:
-            why = f": {self._last_error}" if self._last_error is not None else ""
+            # Where Stripe refuses every event of a name, no request fails, and the rest waits.
+            error = self._last_error or stats.last_error
+            why = f": {error}" if error is not None else ""
             raise GaveUpError(
                 f"nothing was delivered for {self._seconds:g} s{why}", ExitCode.UNREACHABLE
             )

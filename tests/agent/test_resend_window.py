@@ -9,7 +9,7 @@ import pytest
 
 from meter_agent import DeadLetter, MeterAgentError
 from meter_agent.sandbox import Fault, Sandbox
-from tests.conftest import MakeAgent
+from tests.conftest import MakeAgent, wait_until
 from tests.virtual import ShiftedRuntime
 
 WINDOW_SECONDS = 23 * 3600.0
@@ -84,3 +84,25 @@ def test_an_event_that_surely_did_not_arrive_is_still_sent_after_the_window(
     assert agent.flush(4 * WINDOW_SECONDS)  # on the clock that is set ahead while it waits
     assert (agent.stats().delivered, agent.stats().uncertain) == (1, 0)
     assert sandbox.totals()["accepted"] == 1
+
+
+def test_the_next_process_does_not_take_a_refusal_for_plain_when_the_last_one_had_no_answer(
+    make_agent: MakeAgent, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    letters: list[DeadLetter] = []
+    spool = str(tmp_path / "spool")
+    sandbox.add_fault(Fault("status", status=504, accept=True))
+    agent = make_agent(spool_dir=spool)
+    agent.record("tokens", "cus_1", 7, identifier="billed")
+    assert wait_until(agent, lambda: agent.stats().retries > 0)
+    assert agent.close(0).buffered == 1
+    sandbox.clear_faults()
+    sandbox.add_fault(Fault("status", status=400, code="archived_meter"))
+    later = make_agent(spool_dir=spool, on_dead_letter=letters.append)
+    later.record("tokens", "cus_1", 3, identifier="not billed")
+    assert wait_until(later, lambda: len(letters) == 2)
+    later.close(20)
+    assert {letter.event["identifier"]: letter.reason for letter in letters} == {
+        "billed": "uncertain",
+        "not billed": "rejected",
+    }

@@ -108,6 +108,19 @@ def test_patience_ends_when_nothing_is_delivered_and_names_the_last_error(
     assert gave_up.value.exit_code is ExitCode.UNREACHABLE
 
 
+def test_patience_names_the_refusal_where_no_request_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    patience = Patience(10)
+    paused = Stats(dead_lettered=20, last_error="HTTP 400 from h (no_meter): no such meter")
+    patience.check(paused)
+    now = 110.0
+    with pytest.raises(GaveUpError, match="no such meter"):
+        patience.check(paused)
+
+
 def test_one_refusal_may_be_that_of_a_session_and_two_are_those_of_the_key() -> None:
     patience = Patience(1e9)
     patience.check(Stats())

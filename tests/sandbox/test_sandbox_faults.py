@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from meter_agent.sandbox import Fault, Sandbox
+from meter_agent.sandbox._gateways import GATEWAY_ANSWERS
 
 from .client import Client, code, document, event
 
@@ -83,6 +84,33 @@ def test_a_status_that_has_no_body_gets_none(client: Client, status: int) -> Non
     client.sandbox.add_fault(Fault("status", status=status, body="x"))
 
     assert client.send(event()).body == b""
+
+
+@pytest.mark.parametrize(("accept", "taken"), [(False, []), (True, ["a"])])
+def test_a_gateway_answers_in_its_own_form_and_without_a_request_id(
+    client: Client, accept: bool, taken: list[str]
+) -> None:
+    client.sandbox.add_fault(Fault("gateway", form="kong-404", accept=accept, times=1))
+
+    reply = client.send(event("a"))
+
+    assert (reply.status, document(reply)) == (
+        404,
+        {"message": "no Route matched with those values"},
+    )
+    assert "Request-Id" not in reply.headers
+    assert client.identifiers == taken
+
+
+@pytest.mark.parametrize("form", GATEWAY_ANSWERS)
+def test_the_name_of_a_gateways_answer_ends_in_its_status(client: Client, form: str) -> None:
+    client.sandbox.add_fault(Fault("gateway", form=form))
+    assert form.endswith(f"-{client.send(event()).status}")
+
+
+def test_a_gateway_that_is_not_known_is_refused_with_the_names_of_those_that_are() -> None:
+    with pytest.raises(ValueError, match=r"form must be one of .*nginx-502"):
+        Fault.from_json({"kind": "gateway", "form": "apache-500"})
 
 
 def test_a_reset_before_leaves_no_trace_and_a_reset_after_does(client: Client) -> None:

@@ -23,6 +23,8 @@ class Books:
         self.returned: dict[int, bool] = {}
         self.poison: set[int] = set()
         self.invalid: set[int] = set()
+        self.archived: set[int] = set()
+        """Events that the server has refused while their meter was archived."""
         self.announced: list[int] = []
         self.final: Stats | None = None
 
@@ -67,7 +69,7 @@ class Books:
             "nothing refused has a letter": not set(letters) - held,
             "nothing poisoned is billed": not set(billed) & (self.poison | self.invalid),
             "a dead letter is not billed": not set(billed) & dead,
-            "a good event is not a dead letter": dead <= self.poison | self.invalid,
+            "a good event is not a dead letter": dead <= self.poison | self.invalid | self.archived,
             "dead letters are counted": len(dead) == stats.dead_lettered,
             "uncertain events are counted": len(uncertain) == stats.uncertain,
             "what is billed was delivered": len(set(billed) - uncertain) == stats.delivered,
@@ -86,7 +88,8 @@ class Books:
         if broken:
             raise BrokenPromiseError(
                 f"not true: {broken}\n{stats}\nletters {dict(letters)}\nbilled {billed}\n"
-                f"held {sorted(held)}\npoison {self.poison} invalid {self.invalid}"
+                f"held {sorted(held)}\npoison {self.poison} invalid {self.invalid} "
+                f"archived {self.archived}"
             )
 
     @staticmethod

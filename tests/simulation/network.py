@@ -53,6 +53,8 @@ class Network:
         self.last_sent_at: dict[str, float] = {}
         """When the last request with each identifier set off."""
         self.failed_at: list[float] = []
+        self.ambiguous: set[str] = set()
+        """Identifiers that Stripe may have without having said so."""
         self.identifier_of: dict[int, str] = {}
         """Under which identifier each value is known."""
         self.posthumous = 0
@@ -90,17 +92,23 @@ class Network:
             self._outbound[letter] = identifiers, answer
         self._pass(self.latency_seconds_max)
         self._outbound.pop(letter, None)
-        failed = True
+        failed = ambiguous = True
         try:
             if self.down:
+                ambiguous = False
                 raise RequestsConnectionError("Connection refused", request=request)
             response = answer()
             self._pass(self.latency_seconds_max)
-            failed = response.status_code not in {200, 400, 401, 413}
+            # All that Stripe says carries one here, and nothing that a gateway says.
+            is_stripes, status = "Request-Id" in response.headers, response.status_code
+            failed = not (status == 413 or (is_stripes and status in {200, 400, 401}))
+            ambiguous = status not in {413, 429} and (not is_stripes or status >= 500)
             return response
         finally:
             if failed:
                 self.failed_at.append(sent_at)
+            if ambiguous:
+                self.ambiguous.update(identifiers)
 
     @property
     def is_busy(self) -> bool:
@@ -110,6 +118,9 @@ class Network:
     def process_died(self) -> set[str]:
         """Some of what its process had sent arrives all the same; returns all identifiers in it."""
         outbound, self._outbound = list(self._outbound.values()), {}
+        self.ambiguous.update(
+            identifier for identifiers, _ in outbound for identifier in identifiers
+        )
         for _, answer in outbound:
             if self._random.random() < 0.5:
                 self.posthumous += 1

@@ -22,7 +22,7 @@ from typing import Any
 
 __all__ = ["BrokenPromiseError", "Scheduler", "Task", "TaskKilled"]
 
-_STEPS_MAX = 400_000
+_STEPS_MAX = 800_000
 _STEP_SECONDS = 1e-6
 _REAL_SECONDS_MAX = 50.0
 

@@ -382,7 +382,8 @@ class SpoolBooks(Books):
                 "nothing refused is in the spool": left <= possible,
                 "nothing poisoned is billed": not billed & (self.poison | self.invalid),
                 "a dead letter is not billed": not billed & dead,
-                "a good event is not a dead letter": dead <= self.poison | self.invalid,
+                "a good event is not a dead letter": dead
+                <= self.poison | self.invalid | self.archived,
                 "nothing is missing": len(missing) <= self.given_up,
                 "what has a letter has left the spool": not left & set(letters),
                 "what is billed was delivered": (

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meter_agent.sandbox import Fault
+from meter_agent.sandbox._gateways import GATEWAY_ANSWERS
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-__all__ = ["Weather"]
+__all__ = ["POISONED", "Weather"]
 
+POISONED = "poisoned"
+"""The code of events that are refused for ever, in every world."""
 STORM_SECONDS_MAX = 120.0
 
 
@@ -43,7 +46,7 @@ class Weather:
         self.network.lookup_seconds_max = 0.0
         self.network.deadly = 0.0
         self.runtime.no_thread = 0.0
-        poison = [fault for fault in self.sandbox.faults if fault.kind == "poison"]
+        poison = [fault for fault in self.sandbox.faults if fault.code == POISONED]
         self.sandbox.clear_faults()
         for fault in poison:
             self.sandbox.add_fault(fault)
@@ -59,6 +62,23 @@ class Weather:
     def too_many(self) -> None:
         wait = self.random.choice((None, "0", "3", "-1", "nonsense", "1e9", "nan"))
         self.add("status", on="any", status=429, retry_after=wait)
+
+    def gateways(self) -> None:
+        form = self.random.choice(list(GATEWAY_ANSWERS))
+        on = self.random.choice(("stream", "stream", "session"))
+        # What is too large for a gateway is not passed on.
+        accept = "413" not in form and self.random.random() < 0.5
+        self.add("gateway", on=on, form=form, accept=accept)
+
+    def narrow_gateway(self) -> None:
+        self.add("gateway", form="nginx-413")
+
+    def archived_meter(self) -> None:
+        def note(event: dict[str, Any]) -> bool:
+            self._world.books.archived.add(int(event["payload"]["value"]))
+            return True
+
+        self.add("poison", predicate=note, code="archived_meter")
 
     def lost_answers(self) -> None:
         self.add("reset", on="any", when=self.random.choice(("before", "after")))
@@ -106,12 +126,15 @@ class Weather:
             self.network.deadly = self.random.choice((0.0, 0.1, 0.5))
 
     def add(self, kind: Any, **fields: Any) -> None:
-        times = self.random.choice((1, 1, 3, 10))
+        times = self.random.choice((1, 1, 3, 10, 60))
         self.sandbox.add_fault(Fault(kind, times=times, **fields))
 
     KINDS: tuple[Callable[[Any], None], ...] = (
         outage,
         errors,
+        gateways,
+        narrow_gateway,
+        archived_meter,
         too_many,
         lost_answers,
         broken_answers,

@@ -21,7 +21,7 @@ from tests.simulation.books import Books
 from tests.simulation.network import Network, SimulatedAdapter
 from tests.simulation.runtime import START, SimulatedRuntime
 from tests.simulation.scheduler import BrokenPromiseError, Scheduler, Task
-from tests.simulation.weather import Weather
+from tests.simulation.weather import POISONED, Weather
 
 __all__ = ["World"]
 
@@ -29,11 +29,14 @@ PACKAGE = Path(buffer_module.__file__).parent
 TRACED = frozenset(
     str(PACKAGE / f"{name}.py")
     for name in (
+        "_body_limit",
+        "_brake",
         "_buffer",
         "_deaths",
         "_delivery",
         "_event_buffer",
         "_flusher",
+        "_held",
         "_ledger",
         "_log",
         "_pace",
@@ -55,6 +58,8 @@ BEDTIME_SECONDS = 120.0
 """Enough for two events without any trouble: longer than any interval and read timeout."""
 TICK_SECONDS = 0.05
 STARTED_BY_CLOSE_MAX = 100
+CLOSE_GRACE_SECONDS = 0.5
+"""What `close()` may take beyond its timeout, to wait for the last line of another call."""
 """Senders that die and are replaced, included."""
 PATIENCE_SECONDS = 7200.0
 
@@ -109,6 +114,7 @@ class World:
         self.sandbox.add_fault(
             Fault(
                 "poison",
+                code=POISONED,
                 predicate=lambda event: int(event["payload"]["value"]) in self.books.poison,
             )
         )
@@ -123,6 +129,7 @@ class World:
         self.producers_running = 0
         self.recording = 0
         self.closers_running = 0
+        self.closers_started = 0
 
     def draw_settings(self) -> dict[str, Any]:
         random = self.random
@@ -258,6 +265,7 @@ class World:
 
     def close(self) -> None:
         self.closers_running += 1
+        self.closers_started += 1
         timeout = PATIENCE_SECONDS if self.heals else self.random.choice((0.0, 0.3, 5.0))
         began, tasks = self.scheduler.now, len(self.scheduler.tasks)
         self.check_ledger(self.agent.close(timeout))
@@ -351,6 +359,8 @@ class World:
         if self.lacks_threads:
             # The caller sends by itself. Connecting and reading have a timeout each.
             timeout += 2 * self.network.latency_seconds_max
+        if name == "close" and self.closers_started > 1:
+            timeout += CLOSE_GRACE_SECONDS
         stalled = self.scheduler.stalled_since(began)
         if took > timeout + stalled + TICK_SECONDS + (0.5 if stalled else 0.0):
             raise BrokenPromiseError(
@@ -408,6 +418,7 @@ class World:
         self.books.final = stats = self.agent.stats()
         self.check_ledger(stats)
         self.books.check(stats, self.letters(), self.sandbox.ledger())
+        self.check_refusals()
         self.check_pressure()
         if self.heals:
             self.check_recovered(stats)
@@ -423,6 +434,13 @@ class World:
         # A close that is pressed may catch a request between its note and the wire; this one not.
         if never_sent := self.books.never_sent(self.letters(), self.network):
             raise BrokenPromiseError(f"uncertain, and never sent: {never_sent}")
+
+    def check_refusals(self) -> None:
+        """What was ambiguous once never ends as a plain refusal."""
+        refused = {number for number, reason in self.letters().items() if reason == "rejected"}
+        ambiguous = {self.network.value_of(identifier) for identifier in self.network.ambiguous}
+        if both := refused & ambiguous:
+            raise BrokenPromiseError(f"refused after an ambiguous attempt: {sorted(both)}")
 
     @property
     def clock_error_seconds(self) -> float:

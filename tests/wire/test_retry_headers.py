@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from email.utils import formatdate
 
 import pytest
 
 from meter_agent import DeadLetter
 from meter_agent.sandbox import Sandbox
-from tests.virtual import HastyRuntime
+from tests.conftest import wait_until
+from tests.virtual import HastyRuntime, ShiftedRuntime
 from tests.wire.front import Exchange, Front, assert_billed_once, real_agent, record
 
 SLACK_SECONDS = 20.0
@@ -111,3 +113,39 @@ def test_should_retry_true_on_a_refusal_sends_the_same_bytes_again_and_splits_no
     assert_billed_once(sandbox, final, 10)
     assert len({exchange.body for exchange in front.batches}) == 1
     assert (final.splits, final.requests, letters) == (0, 3, [])
+
+
+def test_a_success_that_was_on_its_way_does_not_cancel_what_a_429_asked_for(
+    sandbox: Sandbox,
+) -> None:
+    runtime = ShiftedRuntime()
+    both_are_here, told = threading.Barrier(2), threading.Event()
+
+    def refuse(exchange: Exchange) -> None:
+        both_are_here.wait(20)
+        exchange.say(429, b"", "Retry-After: 200")
+
+    def serve_later(exchange: Exchange) -> None:
+        both_are_here.wait(20)
+        assert told.wait(20)
+        exchange.serve()
+
+    front = Front(sandbox, refuse, serve_later)
+    with front.open() as server:
+        agent = real_agent(
+            server.url,
+            runtime=runtime,
+            max_in_flight=2,
+            on_error=lambda _error: told.set(),
+        )
+        record(agent, 200)
+        pipeline = agent._pipeline
+        assert wait_until(agent, lambda: agent.stats().delivered == 100)
+        for n in range(200):
+            agent.record("tokens", "cus_1", 201 + n)
+        assert not agent.flush(0.3)
+        assert len(front.batches) == 2
+        assert pipeline.health().problems.keys() == {"requests_fail"}
+        runtime.advance(200.0)
+        final = agent.close(20)
+    assert_billed_once(sandbox, final, 400)
