@@ -10,6 +10,7 @@ from meter_agent.cli import delivery_options
 from meter_agent.cli.exit_codes import ExitCode
 from meter_agent.cli.groups import Group, group_help
 from meter_agent.cli.settings import given_settings
+from meter_agent.cli.shell_words import shell_words
 
 __all__ = ["config"]
 
@@ -40,8 +41,9 @@ def show(context: click.Context, /, *, sandbox_url: str | None, as_json: bool) -
     for found in find_settings(**given):
         name, value = found.setting.name, found.value
         if as_json:
+            problem = None if found.problem is None else shell_words(found.problem)
             document = {"setting": name, "value": value, "origin": found.origin}
-            print_json({**document, "variable": found.setting.variable, "problem": found.problem})
+            print_json({**document, "variable": found.setting.variable, "problem": problem})
         else:
             table.row(name, _shown(value), found.origin)
     for variable, nearest in unknown_variables():
@@ -51,7 +53,7 @@ def show(context: click.Context, /, *, sandbox_url: str | None, as_json: bool) -
         Config.from_env(**given)
     except ConfigError as error:
         for problem in error.problems:
-            say(problem, err=True)
+            say(shell_words(problem), err=True)
         context.exit(ExitCode.USAGE)
 
 

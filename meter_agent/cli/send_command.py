@@ -18,6 +18,7 @@ from meter_agent.cli.moments import MomentError, parse_moment
 from meter_agent.cli.pairs import parse_pairs
 from meter_agent.cli.printing import print_json, say
 from meter_agent.cli.settings import read_settings
+from meter_agent.cli.shell_words import shell_words
 
 if TYPE_CHECKING:
     from meter_agent.cli.send.sending import Sent
@@ -113,7 +114,7 @@ def send(
     except MomentError as error:
         raise click.UsageError(f"--timestamp: {error}") from None
     except InvalidEventError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(shell_words(str(error))) from None
     if dry_run:
         _print_requests(config, event, encoded, validate=validate, as_json=as_json)
         return

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from meter_agent import Config, ConfigError
+from meter_agent.cli.shell_words import shell_words
 
 __all__ = ["given_settings", "letter_file", "read_settings", "spool_directory"]
 
@@ -17,7 +18,7 @@ def read_settings(**overrides: Any) -> Config:
     try:
         return Config.from_env(**given_settings(**overrides))
     except ConfigError as error:
-        raise click.UsageError("; ".join(error.problems)) from None
+        raise click.UsageError(shell_words("; ".join(error.problems))) from None
 
 
 def given_settings(**options: Any) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def test_a_pipe_that_is_not_read_for_a_while_loses_nothing(
 # -- encodings -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "cp437"])
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp437"])
 def test_a_character_that_the_terminal_lacks_is_escaped(
     encoding: str, environ: Environ, stripe: Sandbox, tmp_path: Path
 ) -> None:
@@ -184,7 +184,7 @@ def test_a_character_that_the_terminal_lacks_is_escaped(
 
     outcome = run(*arguments, env=environ)
     assert (outcome.returncode, stripe.totals()["accepted"]) == (0, 1)
-    assert "\\u65e5\\u672c.csv: 1 rows" in outcome.stdout
+    assert "\\u65e5\\u672c.csv: 1 row:" in outcome.stdout
 
     status = run("status", env=environ)
     assert status.returncode == 0

@@ -13,6 +13,7 @@ from meter_agent import Config, ConfigError
 from meter_agent._config import PREFIX, SETTINGS, unknown_variables
 from meter_agent._found_settings import find_settings
 from meter_agent.cli.doctor.finding import Finding, failed, ok, warning
+from meter_agent.cli.shell_words import shell_words
 
 __all__ = ["check_key", "check_settings"]
 
@@ -34,7 +35,7 @@ def check_settings(overrides: Mapping[str, Any]) -> Iterator[Finding]:
         config = Config.from_env(**overrides)
     except ConfigError as error:
         for problem in error.problems:
-            yield failed(_SETTINGS, problem, _advice(problem))
+            yield failed(_SETTINGS, shell_words(problem), _advice(problem))
         yield from unknown
         return
     if config.disabled:

@@ -29,7 +29,7 @@ from meter_agent.cli.importing.row_source import open_rows
 from meter_agent.cli.importing.side_file import RejectsFile, SideFile, open_rejects
 from meter_agent.cli.importing.used_identifiers import UsedIdentifiers
 from meter_agent.cli.log_lines import warnings_said
-from meter_agent.cli.printing import print_json, printable
+from meter_agent.cli.printing import print_json, say
 from meter_agent.cli.progress import progress
 
 __all__ = ["deliver_file"]
@@ -117,11 +117,9 @@ def _opened_source(
 
 
 def _tell_earlier(file: InputFile, journal: Journal, options: ImportOptions) -> ExitCode:
-    click.echo(
-        printable(
-            f"{file.name} was imported before, on {journal.header['started_at']}: nothing was "
-            f"sent. What became of it is in {journal.path}"
-        ),
+    say(
+        f"{file.name} was imported before, on {journal.header['started_at']}: nothing was sent. "
+        f"What became of it is in {journal.path}",
         err=True,
     )
     ledger = journal.ledger
@@ -136,7 +134,7 @@ def _tell_earlier(file: InputFile, journal: Journal, options: ImportOptions) -> 
 def _say_rejects(journal: Journal) -> None:
     for path in journal.rejects:
         if Path(path).exists():
-            click.echo(printable(_TO_MEND.format(path)), err=True)
+            say(_TO_MEND.format(path), err=True)
 
 
 def _check_first_time(
@@ -205,7 +203,7 @@ def _deliver(source: _Source, journal: Journal) -> ExitCode:
             options.state_dir / f"identifiers-{journal.destination[:16]}.sqlite", file.name
         )
         stack.callback(used.close)
-        shown = stack.enter_context(progress(f"import {printable(file.name)}"))
+        shown = stack.enter_context(progress(f"import {file.name}"))
         stack.enter_context(warnings_said(shown.say))
         outcome = FileImport(
             source.config,
@@ -220,12 +218,12 @@ def _deliver(source: _Source, journal: Journal) -> ExitCode:
             total=rows.total,
         ).run()
     if outcome.ended != "done":
-        click.echo(printable(f"{outcome.ended}{_further(outcome, journal)}"), err=True)
+        say(f"{outcome.ended}{_further(outcome, journal)}", err=True)
     ledger = outcome.ledger
     if ledger.rejected + ledger.dead_lettered:
         _say_rejects(journal)
     if ledger.uncertain and letters.length:
-        click.echo(f"events that Stripe may have, as dead letters: {letters.path}", err=True)
+        say(f"events that Stripe may have, as dead letters: {letters.path}", err=True)
     _print_outcome(file, outcome, journal, options)
     return outcome.exit_code
 
@@ -278,7 +276,7 @@ def _print_outcome(
     file: InputFile, outcome: Imported, journal: Journal, options: ImportOptions
 ) -> None:
     if not options.as_json:
-        click.echo(printable(f"{file.name}: {outcome.ledger.to_line()}"))
+        say(f"{file.name}: {outcome.ledger.to_line()}")
         return
     print_json(
         {

@@ -23,7 +23,7 @@ from meter_agent.cli.importing.row import Rows, UnreadableError
 from meter_agent.cli.importing.row_mapper import RowMapper
 from meter_agent.cli.importing.row_source import open_rows
 from meter_agent.cli.importing.side_file import RejectsFile, open_rejects
-from meter_agent.cli.printing import Columns, print_json, printable
+from meter_agent.cli.printing import Columns, counted, print_json, say
 
 __all__ = ["rehearse_file"]
 
@@ -92,14 +92,12 @@ def rehearse_file(file: InputFile, config: Config, options: ImportOptions) -> Ex
                         place = {"row": each.row.number, rows.unit: each.row.line}
                         print_json({"rejected": {**place, "reason": each.reason}})
                     else:
-                        click.echo(
-                            printable(f"rejected {rows.unit} {each.row.line}: {each.reason}")
-                        )
+                        say(f"rejected {rows.unit} {each.row.line}: {each.reason}")
             except UnreadableError as error:
                 stopped = error
     _print_totals(file, rehearsal, options)
     if stopped is not None:
-        click.echo(printable(str(stopped)), err=True)
+        say(str(stopped), err=True)
         return ExitCode.BAD
     return ExitCode.BAD if rehearsal.ledger.rejected else ExitCode.OK
 
@@ -125,9 +123,7 @@ def _print_totals(file: InputFile, rehearsal: Rehearsal, options: ImportOptions)
     if options.as_json:
         print_json({"file": file.name, "dry_run": True, **ledger.to_document()})
     else:
-        click.echo(
-            printable(
-                f"{file.name}: {ledger.rows} rows: {ledger.recorded} would be sent, "
-                f"{ledger.rejected} rejected, {ledger.repeated} repeated"
-            )
+        say(
+            f"{file.name}: {counted(ledger.rows, 'row')}: {ledger.recorded} would be sent, "
+            f"{ledger.rejected} rejected, {ledger.repeated} repeated"
         )

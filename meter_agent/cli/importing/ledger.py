@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from meter_agent.cli.printing import counted
+
 __all__ = ["ImportLedger"]
 
 
@@ -55,7 +57,7 @@ class ImportLedger:
     def to_line(self) -> str:
         """Return it for people."""
         return (
-            f"{self.rows} rows: {self.recorded} recorded, {self.rejected} rejected, "
+            f"{counted(self.rows, 'row')}: {self.recorded} recorded, {self.rejected} rejected, "
             f"{self.repeated} repeated; {self.delivered} delivered, "
             f"{self.dead_lettered} dead-lettered, {self.uncertain} uncertain, "
             f"{self.not_sent} not sent"

@@ -29,6 +29,7 @@ from meter_agent.cli.importing.row import Row, Rows
 from meter_agent.cli.importing.row_mapping import PAYLOAD, RowMapping
 from meter_agent.cli.moments import MomentError, parse_moment
 from meter_agent.cli.printing import printable
+from meter_agent.cli.shell_words import shell_words
 from meter_agent.exceptions import InvalidEventError
 
 __all__ = ["Mapped", "RowError", "RowMapper"]
@@ -110,7 +111,7 @@ class RowMapper:
         try:
             self._encoder.check(event)
         except InvalidEventError as error:
-            raise click.UsageError(f"no row can be billed: {error}") from None
+            raise click.UsageError(f"no row can be billed: {shell_words(str(error))}") from None
 
     def check_columns(self, rows: Rows) -> None:
         """Look whether *rows* have the columns that are needed, each of them once.
@@ -199,7 +200,7 @@ class RowMapper:
                 ]
                 content = _digest(said)
         except InvalidEventError as error:
-            raise RowError(str(error)) from None
+            raise RowError(shell_words(str(error))) from None
         return Mapped(row, event, wire, key, content)
 
     def _field(self, row: Row, name: str, usual: tuple[str, ...]) -> Any:
@@ -326,7 +327,7 @@ def _label(column: str, cell: Any) -> str:
     try:
         return label_text(cell, column)
     except InvalidEventError as error:
-        raise RowError(str(error)) from None
+        raise RowError(shell_words(str(error))) from None
 
 
 def _digest(parts: list[Any]) -> bytes:
