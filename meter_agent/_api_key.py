@@ -5,6 +5,7 @@ What is returned in place of a key is held as a `Secret`, and no problem shows a
 
 from __future__ import annotations
 
+import errno
 import os
 
 from meter_agent._secret import Secret, shown
@@ -29,6 +30,7 @@ def read_key(
 
     Raises:
         ConfigError: The file cannot be used, or there is no key, or not the right one.
+        OSError: The process has no descriptor left to open the file with, or no memory.
     """
     key, problem = _load(api_key, api_key_file)
     problem = problem or _problem(key, stripe_context)
@@ -61,6 +63,10 @@ def problem_with_key(
     return problem or _problem(key, stripe_context)
 
 
+_PASSES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Says nothing about the file: the process has too many open, or no memory."""
+
+
 def _load(
     api_key: str | None, api_key_file: str | os.PathLike[str] | None
 ) -> tuple[Secret | None, str | None]:
@@ -70,6 +76,8 @@ def _load(
     try:
         content = _read_file(api_key_file)
     except OSError as error:
+        if error.errno in _PASSES:
+            raise
         reason = error.strerror or "it is not a regular file"
         return None, f"METER_AGENT_API_KEY_FILE={shown(api_key_file)}: cannot be read: {reason}"
     key = Secret(content.decode("ascii", "replace").strip())

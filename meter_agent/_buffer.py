@@ -104,7 +104,7 @@ class RingBuffer(EventBuffer):
     def recorder(self) -> Record:
         events, extend = self._events, self._events.extend
         door, gate, clock = self._door, self._gate, self._runtime.clock
-        look_up, enter = self._look_up, self._enter
+        look_up, enter, cannot_hold = self._look_up, self._enter, self._cannot_hold
 
         def record(
             event_name: Name,
@@ -115,17 +115,23 @@ class RingBuffer(EventBuffer):
             identifier: Name | None = None,
             payload: Mapping[str, Label] | None = None,
         ) -> bool:
-            if timestamp is None and identifier is None and payload is None:
-                details = _NO_DETAILS
-            else:
-                details = _Details(timestamp, identifier, copied(payload))
-            event = (details, clock.time(), event_name, customer_id, value)
-            if door[0]:
+            try:
+                if timestamp is None and identifier is None and payload is None:
+                    details = _NO_DETAILS
+                else:
+                    details = _Details(timestamp, identifier, copied(payload))
+                event = (details, clock.time(), event_name, customer_id, value)
+                if not door[0]:
+                    return enter(event)
                 extend(event)
+            except Exception:  # noqa: BLE001 - no memory, or the stack ends
+                return cannot_hold()
+            try:
                 if len(events) >= gate.alarm:
                     return look_up(event)
-                return True
-            return enter(event)
+            except Exception:  # noqa: BLE001, S110 - it is held, and the next call looks up
+                pass
+            return True
 
         # What Python says when it is called wrongly names the function by this.
         record.__qualname__ = "record"
@@ -152,7 +158,11 @@ class RingBuffer(EventBuffer):
             self._gate.alarm = self._nearly_full * _PIECES
             if self._refusal is not None:
                 self._gate.alarm = 0  # as `refuse()` has set it, perhaps just before
-            self._wake()
+            self._call_sender()
+
+    def _look_up_next_time(self) -> None:
+        self._wanted = 1
+        self._gate.alarm = 0
 
     def _withdraw(self, event: Any) -> bool:
         # This thread was held up between its look at the door and its append, while others filled
@@ -218,7 +228,7 @@ class RingBuffer(EventBuffer):
                 return entered
         if self._overflow != "block":
             return False
-        self._wake()
+        self._call_sender()
         return self._wait_for_room(lambda: self._enter_if_room(event))
 
     def _enter_if_room(self, event: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from meter_agent._event import Label, Name, Value
 from meter_agent._event_buffer import Record
 from meter_agent._health import Health
 from meter_agent._ledger import DropReason, Stats
-from meter_agent._log import ERROR, write
+from meter_agent._log import ERROR, WARNING, write
 from meter_agent.exceptions import ConfigError
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
 class _Default:
     """Holds the default agent; *record* is its hot path, looked up once per call."""
 
-    __slots__ = ("agent", "lock", "record", "wrong")
+    __slots__ = ("agent", "lock", "record", "refused", "trouble_told", "wrong")
 
     def __init__(self) -> None:
         # Re-entrant: a signal handler may record while this very thread builds the agent.
@@ -43,10 +44,47 @@ class _Default:
         self.agent: MeterAgent | None = None
         self.wrong: ConfigError | None = None
         self.record: Record = _record_first
+        self.forget_refused()
+
+    def forget_refused(self) -> None:
+        # Events recorded before an agent could be built; it takes their count over.
+        self.refused = 0
+        self.trouble_told = False
 
 
 def _record_first(*event: Any, **options: Any) -> bool:
-    return _agent_or_refusal().record(*event, **options)
+    try:
+        agent = _agent_or_refusal()
+    except Exception as error:  # noqa: BLE001 - no descriptor, no memory, a chroot without us
+        return _refuse_for_now(error)
+    return agent.record(*event, **options)
+
+
+def _refuse_for_now(error: Exception) -> bool:
+    # The next call tries again: the trouble may pass. False, always.
+    try:
+        with _default.lock:
+            told, _default.trouble_told = _default.trouble_told, True
+            if _default.agent is None:
+                _default.refused += 1
+            else:  # another thread has been luckier meanwhile
+                _default.agent._pipeline.count_refused(DropReason.NOT_CONFIGURED, 1)  # noqa: SLF001
+        if not told:
+            atexit.register(_tell_refused)
+            write("meter_agent.not_configured", ERROR, error=f"{type(error).__name__}: {error}")
+    except Exception:  # noqa: BLE001, S110 - nor is there memory, or stack, for this
+        pass
+    return False
+
+
+def _tell_refused() -> None:
+    if _default.refused:
+        write(
+            "meter_agent.events_dropped",
+            WARNING,
+            reason=DropReason.NOT_CONFIGURED.value,
+            events=_default.refused,
+        )
 
 
 _default = _Default()
@@ -65,7 +103,7 @@ def record(
 
     The first call builds the agent from the environment. If that fails, for want of an API key for
     example, this returns False, the event is counted under `"not_configured"`, and the log says
-    once what to set.
+    once what to set. If it fails for want of memory or of descriptors, the next call tries again.
 
     Example:
         >>> import meter_agent
@@ -91,13 +129,19 @@ def flush(timeout: float | None = None) -> bool:
 def close(timeout: float | None = None) -> Stats:
     """Close the default agent; see `MeterAgent.close`. `configure()` sets up another one."""
     agent = _default.agent
-    return Stats() if agent is None else agent.close(timeout)
+    return _stats_without_agent() if agent is None else agent.close(timeout)
 
 
 def stats() -> Stats:
     """Return the ledger of the default agent; all zero before its first use."""
     agent = _default.agent
-    return Stats() if agent is None else agent.stats()
+    return _stats_without_agent() if agent is None else agent.stats()
+
+
+def _stats_without_agent() -> Stats:
+    refused = _default.refused
+    dropped = {DropReason.NOT_CONFIGURED.value: refused} if refused else {}
+    return Stats(recorded=refused, dropped=dropped)
 
 
 def health() -> Health:
@@ -128,9 +172,9 @@ def configure(config: Config | None = None, **settings: Any) -> MeterAgent:
     """
     agent = MeterAgent(config, **settings)
     with _default.lock:
-        before, _default.agent = _default.agent, agent
+        before = _default.agent
+        _install(agent)
         _default.wrong = None
-        _default.record = agent.record
     if before is not None:
         before._pipeline.retire()  # noqa: SLF001
     return agent
@@ -189,7 +233,7 @@ def set_aside() -> Iterator[None]:
 
 
 def _agent_or_refusal() -> MeterAgent:
-    _lifecycle.call_after_fork(_renew_lock)
+    _lifecycle.call_after_fork(_start_over_after_fork)
     with _default.lock:
         if _default.agent is not None:
             return _default.agent
@@ -200,8 +244,7 @@ def _agent_or_refusal() -> MeterAgent:
             # `record()` never raises: who misses events finds the line below, and the count.
             _default.wrong = error
             agent = refusing(DropReason.NOT_CONFIGURED)
-        _default.agent = agent
-        _default.record = agent.record
+        _install(agent)
     # Outside the lock: a logging handler may record, in a thread that holds the handler's own lock.
     if _default.wrong is not None:
         write("meter_agent.not_configured", ERROR, error="; ".join(_default.wrong.problems))
@@ -210,6 +253,15 @@ def _agent_or_refusal() -> MeterAgent:
     return agent
 
 
-def _renew_lock() -> None:
+def _install(agent: MeterAgent) -> None:
+    # Called with the lock held.
+    _default.agent = agent
+    _default.record = agent.record
+    agent._pipeline.count_refused(DropReason.NOT_CONFIGURED, _default.refused)  # noqa: SLF001
+    _default.forget_refused()
+
+
+def _start_over_after_fork() -> None:
     # A thread of the parent may have held it at the moment of the fork.
     _default.lock = threading.RLock()
+    _default.forget_refused()

@@ -145,6 +145,30 @@ class EventBuffer(ABC):
         self._refused[self._refusal or DropReason.OVERFLOW].up()
         return False
 
+    def _cannot_hold(self) -> bool:
+        # Called by `record()` when it failed: no memory for the event, or the stack ends here.
+        try:
+            return self._refuse()
+        except Exception:  # noqa: BLE001 - not even a call fits on the stack any more
+            return False
+
+    def _call_sender(self) -> None:
+        # A sender should look. Without memory, threads or stack for that, the event is held all the
+        # same, and the next `record()` tries again.
+        try:
+            self._wake()
+        except Exception:  # noqa: BLE001 - `record()` never raises
+            self._look_up_next_time()
+
+    @abstractmethod
+    def _look_up_next_time(self) -> None:
+        """Have the next `record()` call a sender again. Takes no lock."""
+
+    def count_refused(self, reason: DropReason, count: int) -> None:
+        """Count *count* events that were refused before there was this buffer."""
+        for _ in range(count):
+            self._refused[reason].up()
+
     # -- the senders' side ---------------------------------------------------------------------
 
     @abstractmethod
@@ -446,11 +470,12 @@ class EventBuffer(ABC):
 def _wiped_on_fork() -> mmap.mmap | bytearray:
     if not hasattr(mmap, "MAP_ANONYMOUS"):
         return bytearray(1)
-    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
+        page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(_MADV_WIPEONFORK)
     except (OSError, ValueError):
-        # An old kernel, or not Linux: Python's fork hook alone must tell the child.
+        # An old kernel, not Linux, or no address space: Python's fork hook alone must tell the
+        # child.
         return bytearray(1)
     return page
 

@@ -185,6 +185,14 @@ class Flusher:
                 return  # two callers found that a watcher was missing
             self._senders.add(me)
         try:
+            self._work_until_it_ends()
+        finally:
+            self._leave(me)
+
+    def _work_until_it_ends(self) -> None:
+        # A function of its own, and short: without memory, CPython 3.11 to 3.13 spins for ever in a
+        # handler that lies behind the first 256 instructions (`lasti` in ceval.c).
+        try:
             self._rest()
             self._tend_first()
             work = self._open_work()
@@ -198,8 +206,6 @@ class Flusher:
             if isinstance(error, SystemExit | KeyboardInterrupt):
                 # With gevent, a signal handler that ends the process may have run in this greenlet.
                 raise
-        finally:
-            self._leave(me)
 
     def _tend_first(self) -> None:
         # Before the imports: an agent that is closed before they are done has adopted as well.

@@ -105,6 +105,8 @@ class Pipeline:
             from meter_agent._spool import SpoolBuffer  # noqa: PLC0415
             from meter_agent._spool_directory import SpoolDirectory  # noqa: PLC0415
         except ImportError as error:
+            if (error.name or "").startswith("meter_agent"):
+                raise  # the files of the package are out of reach, in a chroot for example
             raise ConfigError(
                 [f"METER_AGENT_SPOOL_DIR={config.spool_dir}: not on this system ({error}); unset"]
             ) from None
@@ -318,6 +320,10 @@ class Pipeline:
             requests_fail=self._pace.failing,
             others=self._buffer.problems() | {Problem.EVENTS_PAUSED: self._brake.describe()},
         )
+
+    def count_refused(self, reason: DropReason, count: int) -> None:
+        """Count *count* events that were refused before there was this agent."""
+        self._buffer.count_refused(reason, count)
 
     def room(self) -> Room:
         """Return how much of what waiting events may take up is taken."""

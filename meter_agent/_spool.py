@@ -149,13 +149,17 @@ class SpoolBuffer(EventBuffer):
             check=self._check,
             look_up=self._look_up,
             enter=self._enter,
+            cannot_hold=self._cannot_hold,
         )
 
     def _look_up(self) -> None:
         # After the append, outside every lock, perhaps in a signal handler. The wish is taken down
         # first and the bell rung second, so that whoever wakes can utter it anew.
         self._own.gate.alarm = NEVER
-        self._wake()
+        self._call_sender()
+
+    def _look_up_next_time(self) -> None:
+        self._own.gate.alarm = 0
 
     def _enter(self, record: bytes) -> bool:
         # No room, closed for good, or a child of fork, whose door was wiped.
@@ -168,14 +172,14 @@ class SpoolBuffer(EventBuffer):
             return self._own.gate.try_write(record) or self._refuse()
         entered = self._enter_in_turn(record)
         if not entered and self._overflow == "block":
-            self._wake()
+            self._call_sender()
             entered = self._wait_for_room(lambda: self._enter_in_turn(record), _WAKE_AGAIN_SECONDS)
         now = self._runtime.monotonic()
         if entered or now >= self._next_wake_at:
             # A segment was begun, and the next one wants to be prepared. Also now and then when
             # there is no room: no thread could be started before, perhaps.
             self._next_wake_at = now + _WAKE_AGAIN_SECONDS
-            self._wake()
+            self._call_sender()
         return entered or self._refuse()
 
     def _enter_in_turn(self, record: bytes) -> bool:

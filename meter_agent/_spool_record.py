@@ -25,7 +25,7 @@ _NAME_CHARACTERS_MAX = 100
 _RECORD_HEAD = form.RECORD_HEAD.pack
 
 
-def recorder(
+def recorder(  # noqa: C901 - each further function would cost every event a call
     clock: Clock,
     *,
     door: mmap.mmap | bytearray,
@@ -33,6 +33,7 @@ def recorder(
     check: Callable[[EventTuple], None],
     look_up: Callable[[], None],
     enter: Callable[[bytes], bool],
+    cannot_hold: Callable[[], bool],
 ) -> Record:
     """Return a `record()`: a closure, since attributes cost 4 ns each.
 
@@ -43,6 +44,7 @@ def recorder(
         check: Raises `InvalidEventError` for an event that cannot be billed.
         look_up: Called when so many wait that a sender wants to hear of it.
         enter: Takes a record for which there was no room, or no door.
+        cannot_hold: Counts an event for which there is no memory.
     """
 
     def encode(now: int, *event: Any) -> bytes:
@@ -59,40 +61,47 @@ def recorder(
         identifier: Name | None = None,
         payload: Mapping[str, Label] | None = None,
     ) -> bool:
-        now = clock.time_ns()
         try:
-            if (
-                type(value) is int
-                and timestamp is None
-                and identifier is None
-                and payload is None
-                and type(event_name) is str
-                and type(customer_id) is str
-                and len(event_name) <= _NAME_CHARACTERS_MAX
-                and len(customer_id) <= _NAME_CHARACTERS_MAX
-            ):
-                text = f"[{now},{_quote(event_name)},{_quote(customer_id)},{value}]"
-                body = text.encode()
-            else:
+            now = clock.time_ns()
+            try:
+                if (
+                    type(value) is int
+                    and timestamp is None
+                    and identifier is None
+                    and payload is None
+                    and type(event_name) is str
+                    and type(customer_id) is str
+                    and len(event_name) <= _NAME_CHARACTERS_MAX
+                    and len(customer_id) <= _NAME_CHARACTERS_MAX
+                ):
+                    text = f"[{now},{_quote(event_name)},{_quote(customer_id)},{value}]"
+                    body = text.encode()
+                else:
+                    body = encode(
+                        now, event_name, customer_id, value, timestamp, identifier, payload
+                    )
+            except ValueError:  # half of a surrogate pair, or a number of thousands of digits
                 body = encode(now, event_name, customer_id, value, timestamp, identifier, payload)
-        except ValueError:  # half of a surrogate pair, or a number of thousands of digits
-            body = encode(now, event_name, customer_id, value, timestamp, identifier, payload)
-        record = _RECORD_HEAD(form.RECORD_MAGIC, len(body), 0, crc32(body)) + body
+            record = _RECORD_HEAD(form.RECORD_MAGIC, len(body), 0, crc32(body)) + body
+            try:
+                # One line, between whose steps no other thread and no signal handler runs: a child
+                # that is forked in here finds the door shut, and not its parent's segment.
+                written = door[0] and gate.write(record)
+            except ValueError:
+                written = 0
+            if not written:
+                return enter(record)
+        except Exception:  # noqa: BLE001 - no memory, no descriptor, or the stack ends
+            return cannot_hold()
         try:
-            # One line, between whose steps no other thread and no signal handler runs: a child
-            # that is forked in here finds the door shut, and not its parent's segment.
-            written = door[0] and gate.write(record)
+            if gate.tell() < gate.alarm:
+                return True
         except ValueError:
-            written = 0
-        if not written:
-            return enter(record)
+            pass  # held up here, by a profiler perhaps, until the segment had been delivered
         try:
-            due = gate.tell() >= gate.alarm
-        except ValueError:
-            # Held up here, by a profiler perhaps, until the segment had been delivered.
-            due = True
-        if due:
             look_up()
+        except Exception:  # noqa: BLE001 - the stack ends; it is held, and the next call looks up
+            return True
         return True
 
     # What Python says when it is called wrongly names the function by this.
