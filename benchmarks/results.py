@@ -25,6 +25,7 @@ MEASUREMENTS = (
     "memory",
     "import_time",
     "first_record",
+    "busy_threads",
     "idle",
     "process_exit",
     "drain",

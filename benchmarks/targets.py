@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from benchmarks.busy_threads import EVENTS
 from benchmarks.import_time import HEAVY
 from benchmarks.markdown import number, table
 from benchmarks.neighbour import blocked_per_10_000
@@ -154,6 +155,23 @@ def _first_record(figures: Figures) -> Iterator[Verdict]:
     )  # fmt: skip
 
 
+def _busy_threads(figures: Figures) -> Iterator[Verdict]:
+    early, late = (figures[f"flush {built}"]["seconds"] for built in ("early", "late"))
+    met = max(early, late) <= 1.5
+    yield Verdict(
+        "first delivery beside 4 threads that compute", "≤ 1.5 s", "the same",
+        f"{number(early)} s; {number(late)} s where `record()` also builds the default agent",
+        met, met,
+    )  # fmt: skip
+    ends = [figures[f"close {built}"] for built in ("early", "late")]
+    seconds, delivered = max(e["seconds"] for e in ends), min(e["delivered"] for e in ends)
+    met = seconds <= 5.5 and delivered == EVENTS
+    yield Verdict(
+        "`close(5)` beside 8 threads that compute", f"≤ 5.5 s, {EVENTS} of {EVENTS} delivered",
+        "the same", f"{number(seconds)} s, {number(delivered)} of {EVENTS}", met, met,
+    )  # fmt: skip
+
+
 def _idle(figures: Figures) -> Iterator[Verdict]:
     wakeups = max(figures[name]["wakeups"] for name in ("agent", "agent_spool"))
     yield Verdict(
@@ -177,6 +195,7 @@ _CHECKS: dict[str, Callable[[Figures], Iterator[Verdict]]] = {
     "memory": _memory,
     "import_time": _import_time,
     "first_record": _first_record,
+    "busy_threads": _busy_threads,
     "idle": _idle,
     "process_exit": _process_exit,
 }

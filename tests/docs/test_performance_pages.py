@@ -33,5 +33,5 @@ def test_every_measurement_and_every_plot_is_shown() -> None:
 
 def test_every_target_is_judged() -> None:
     verdicts = targets.judge(RUN["measurements"])
-    assert len(verdicts) == 17
+    assert len(verdicts) == 19
     assert all(verdict.target in TABLES["targets"] for verdict in verdicts)

@@ -279,7 +279,7 @@ def test_no_byte_of_a_child_travels_on_a_connection_of_its_parent() -> None:
             return
         customer = json.loads(request.partition(b"\r\n\r\n")[2])["events"][0]["payload"]
         ports[customer["stripe_customer_id"]].add(connection.getpeername()[1])
-        answer(connection)
+        answer(connection, b"{}", "200 OK", "Content-Type: application/json")
 
     with listening(note_port) as listener:
         done = run(
