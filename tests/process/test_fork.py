@@ -275,11 +275,11 @@ def test_no_byte_of_a_child_travels_on_a_connection_of_its_parent() -> None:
 
     def note_port(connection: socket.socket, request: bytes) -> None:
         if b"meter_event_session" in request:
-            answer(connection, SESSION)
+            answer(connection, SESSION, "200 OK", "Request-Id: req_1")
             return
         customer = json.loads(request.partition(b"\r\n\r\n")[2])["events"][0]["payload"]
         ports[customer["stripe_customer_id"]].add(connection.getpeername()[1])
-        answer(connection, b"{}", "200 OK", "Content-Type: application/json")
+        answer(connection)
 
     with listening(note_port) as listener:
         done = run(
