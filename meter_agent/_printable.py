@@ -21,6 +21,19 @@ _INT_SHOWN_LIMIT = 2**63
 _DEFAULT_REPR = reprlib.Repr()
 _DEFAULT_REPR.maxother = _DEFAULT_REPR.maxstring = _SHOWN_CHARACTERS_MAX
 
+# What `str.isprintable` takes and nobody sees: the code points of Unicode's property
+# Default_Ignorable_Code_Point in the categories L and M (fillers, variation selectors), and the
+# Braille pattern without dots.
+_UNSEEN = frozenset(
+    map(
+        chr,
+        (
+            *(0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0),
+            *(*range(0x180B, 0x180E), 0x180F, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)),
+        ),
+    )
+)
+
 _T = TypeVar("_T")
 
 
@@ -37,10 +50,12 @@ def one_line(text: str) -> str:
     For words that come from outside, a server's above all: line ends, escape sequences of a
     terminal, and characters that are invisible or turn the direction of the text around.
     """
-    if text.isprintable():
+    if text.isprintable() and (text.isascii() or _UNSEEN.isdisjoint(text)):
         return text
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
+        character
+        if character.isprintable() and character not in _UNSEEN
+        else character.encode("unicode_escape").decode()
         for character in text
     )
 

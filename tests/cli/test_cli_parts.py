@@ -44,6 +44,9 @@ def test_columns_stand_below_each_other_and_what_is_wide_is_not_cut(
         ("a\nb\x1b[2J", "a\\nb\\x1b[2J"),
         ("\u2028", "\\u2028"),
         ("\ud800", "\\ud800"),
+        ("cus_1\u3164", "cus_1\\u3164"),
+        ("a\ufe0f\u034fb\u2800", "a\\ufe0f\\u034fb\\u2800"),
+        ("日本 é 😀", "日本 é 😀"),
     ],
 )
 def test_what_is_printed_is_one_line_of_letters(text: str, shown: str) -> None:

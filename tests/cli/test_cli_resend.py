@@ -280,6 +280,27 @@ def test_what_was_killed_in_the_middle_wants_the_word_for_uncertain_ones(
     assert stripe.totals()["totals"] == {"tokens": {"cus_1": "1"}}
 
 
+def test_letters_that_were_sent_and_cannot_be_noted_are_told_as_such(
+    file: Path, stripe: Sandbox
+) -> None:
+    # The first note fits, and the one about their end does not.
+    write(file, *[letter(f"event-{n}") for n in range(5)])
+    script = 'trap "" XFSZ; ulimit -f 1; "$@"'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *command("dead-letters", "resend", file, "--yes", "--json")],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert len(identifiers(stripe)) == 5
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["delivered"] == 0
+    assert "Traceback" not in done.stderr
+    assert states(file) == [State.SENDING] * 5
+
+
 def test_only_one_process_sends_the_letters_of_a_file(file: Path, stripe: Sandbox) -> None:
     stripe.add_fault(Fault("hang"))
     write(file, letter("event-1"))
