@@ -236,7 +236,7 @@ ANSWERS: tuple[Rule, ...] = (
         slowly=True,
     ),
     Rule(
-        "400, 404, 413 or 422 from Stripe with `Stripe-Should-Retry: true`",
+        "400, 404 or 422 from Stripe, or 413, with `Stripe-Should-Retry: true`",
         "the same bytes again",
         lambda seen: (
             (seen.is_stripes_refusal or seen.status == 413) and seen.should_retry == "true"

@@ -253,7 +253,8 @@ class Stats:
     """Events that wait to be sent."""
 
     in_flight: int = 0
-    """Events that a sender holds at this moment."""
+    """Events that have left the buffer and have not ended: a sender has them, or they may not be
+    sent for a while, because Stripe refuses all of their name or a gateway finds them too large."""
 
     requests: int = 0
     """Batches put on the wire, retries included, session requests excluded."""

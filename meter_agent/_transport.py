@@ -331,6 +331,7 @@ def _explained(error: Exception, *, kept_alive: bool) -> TransportError:
         isinstance(error, failures.ConnectTimeout | failures.InvalidURL)
         or isinstance(cause, causes.NewConnectionError | causes.ConnectTimeoutError)
         or "Tunnel connection failed" in str(cause)
+        or _is_of_handshake(cause)
     )
     stale = (
         kept_alive
@@ -342,6 +343,19 @@ def _explained(error: Exception, *, kept_alive: bool) -> TransportError:
         maybe_accepted=not never_left,
         stale=stale,
         trouble=_trouble(error, cause),
+    )
+
+
+def _is_of_handshake(cause: object) -> bool:
+    # Whether TLS failed before the request was sent. What else can go wrong in a handshake looks as
+    # it does later.
+    import ssl  # noqa: PLC0415
+
+    reasons = {"WRONG_VERSION_NUMBER", "UNSUPPORTED_PROTOCOL", "SSLV3_ALERT_HANDSHAKE_FAILURE"}
+    while isinstance(cause, Exception) and not isinstance(cause, ssl.SSLError):
+        cause = cause.args[0] if cause.args else None
+    return isinstance(cause, ssl.SSLCertVerificationError) or (
+        isinstance(cause, ssl.SSLError) and cause.reason in reasons
     )
 
 

@@ -6,11 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from itertools import pairwise
+from ssl import SSLCertVerificationError
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from requests.exceptions import ConnectionError as RequestsConnectionError
+from requests.exceptions import ConnectTimeout, SSLError
+from urllib3 import HTTPConnectionPool
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import MaxRetryError, NewConnectionError
+from urllib3.exceptions import SSLError as Urllib3SSLError
 
 from meter_agent._answer import Answer
 from meter_agent._batch import Batch
@@ -31,6 +38,7 @@ from meter_agent.sandbox import Fault, Sandbox, SandboxAdapter
 from tests.virtual import START, VirtualRuntime
 
 DAY = 86_400.0
+POOL, CONNECTION = HTTPConnectionPool("stripe.test"), HTTPConnection("stripe.test")
 
 
 class World:
@@ -680,3 +688,44 @@ def test_where_too_much_is_held_refused_events_are_dead_letters(world: World) ->
         world.held.put(world.batch(1))
     world.deliver(100)
     assert world.outcomes() == {Outcome.DEAD_LETTERED: 100}
+
+
+def test_a_refusal_behind_a_free_retry_is_uncertain(world: World) -> None:
+    world.deliver(1)  # from now on the connection is kept alive
+    world.sandbox.add_fault(Fault("reset", when="after", times=1))
+    world.sandbox.add_fault(Fault("status", status=400, code="archived_meter"))
+    world.deliver(1)
+    assert [outcome for _, outcome, _, _ in world.settled] == [
+        Outcome.DELIVERED,
+        Outcome.UNCERTAIN,
+    ]
+    assert len(world.stream_requests()) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RequestsConnectionError(
+            MaxRetryError(POOL, "/", NewConnectionError(CONNECTION, "refused"))
+        ),
+        ConnectTimeout("no answer"),
+        SSLError(MaxRetryError(POOL, "/", Urllib3SSLError(SSLCertVerificationError("no")))),
+    ],
+    ids=["refused", "connect timeout", "TLS"],
+)
+def test_a_connection_that_was_never_made_is_not_ambiguous(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    world.delivery._sessions.token(world.delivery._stream.open_session)
+    send, unreachable = SandboxAdapter.send, [error] * 2
+
+    def fail_first(adapter: SandboxAdapter, *request: Any, **options: Any) -> Any:
+        if unreachable:
+            raise unreachable.pop()
+        return send(adapter, *request, **options)
+
+    monkeypatch.setattr(SandboxAdapter, "send", fail_first)
+    world.sandbox.add_fault(Fault("status", status=400, code="archived_meter"))
+    world.deliver(1)
+    assert world.outcomes() == {Outcome.DEAD_LETTERED: 1}
+    assert len(world.errors) == 2

@@ -33,17 +33,18 @@ limit of bytes and time, and the answer behind them counts.
 
 An answer is ambiguous where Stripe may have taken the events in although it did not say so: no
 answer after the request was sent, a 5xx, an answer of somebody else. Not ambiguous are a refused
-connection, a TLS failure, 429, 413, and what Stripe itself refuses. An event with one ambiguous
-attempt ends as delivered or `uncertain`, also when Stripe refuses it later, and it is not sent
-again once `resend_window_seconds` have passed since. In a spool the next process knows that an
+connection, a failed TLS handshake, 429, 413, and what Stripe itself refuses. An event with one
+ambiguous attempt ends as delivered or `uncertain`, also when Stripe refuses it later, and it is not
+sent again once `resend_window_seconds` have passed since. In a spool the next process knows that an
 event was attempted and not how that ended; it counts as ambiguous.
 
 ## When no answer comes
 
 | what happens | action | ambiguous |
 |---|---|---|
-| refused connection, no address, TLS failure, a proxy without tunnel | the same bytes again | no |
-| reset, timeout, an answer that breaks off or is too long | the same bytes again | yes |
+| refused connection, no address, a proxy without tunnel | the same bytes again | no |
+| TLS does not accept the certificate or finds no common version | the same bytes again | no |
+| reset, timeout, TLS or an answer broken off, an endless answer | the same bytes again | yes |
 | bytes that came before the request was written | no answer at all; a new connection | no |
 | a connection that was kept alive turns out closed | once more at once, on a new one | yes |
 

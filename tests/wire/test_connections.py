@@ -11,7 +11,7 @@ from socket import socket
 import pytest
 
 from meter_agent import MeterAgentError
-from meter_agent.sandbox import Sandbox
+from meter_agent.sandbox import Fault, Sandbox
 from tests.wire.front import (
     Behaviour,
     Exchange,
@@ -228,3 +228,30 @@ def test_while_no_certificate_is_trusted_the_events_stay_and_the_statistics_say_
     assert front.exchanges == []
     assert final.dropped == {"shutdown": 10}
     assert final.balanced
+
+
+@pytest.mark.parametrize("first", ["stranger", "plain text"])
+def test_an_event_that_no_handshake_let_out_was_never_sent_and_may_be_refused(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATES / "trusted.pem"))
+    speaks = [first]
+
+    def greet(connection: socket) -> socket:
+        if speaks[0] == "plain text":
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            return connection
+        return tls_context(speaks[0]).wrap_socket(connection, server_side=True)
+
+    sandbox.add_fault(Fault("status", status=400, code="archived_meter"))
+    with Front(sandbox).open() as api, Front(sandbox).open(greet) as events:
+        agent = real_agent(
+            events.url.replace("http:", "https:"),
+            api_url=api.url,
+            on_error=lambda _error: speaks.insert(0, "trusted"),
+        )
+        record(agent, 10)
+        assert agent.flush(20)
+        final = agent.close(20)
+    assert final.retries >= 1
+    assert (final.dead_lettered, final.uncertain) == (10, 0)
