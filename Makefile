@@ -40,13 +40,14 @@ ROUNDS ?= 100
 export COVERAGE_FILE = $(CURDIR)/.coverage
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-all hosts sim crash mutants lint docs bench bench-quick bench-pages clean
+.PHONY: help demo test test-all hosts wire sim crash mutants lint docs bench bench-quick bench-pages clean
 
 help:
 	@echo "make demo      replay real usage into a local Stripe and compare the books"
 	@echo "make test      run the tests, with branch coverage"
 	@echo "make test-all  run what depends on it on each of $(VERSIONS) that is here"
 	@echo "make hosts     run the applications of the how-to pages under their real servers"
+	@echo "make wire      run nginx and haproxy in front of a local Stripe"
 	@echo "make sim       try more simulated worlds: SEEDS=20000, or one again: SEED=7"
 	@echo "make crash     kill and restart processes that record: ROUNDS=100"
 	@echo "make mutants   break the code in many ways and see the tests fail"
@@ -75,6 +76,9 @@ test-3.%:
 
 hosts: .venv/.stamp
 	@$(RUN) pytest -q -n $(WORKERS) tests/hosts $(PYTEST)
+
+wire: .venv/.stamp .tools/nginx .tools/haproxy
+	@$(RUN) pytest -q -n $(WORKERS) tests/wire/proxies $(PYTEST)
 
 lint: .venv/.stamp
 	@$(RUN) ruff check
@@ -126,9 +130,12 @@ clean:
 .venv-3.%/.stamp: pyproject.toml
 	$(call make_venv,$(call interpreter,3.$*),.venv-3.$*,dev)
 
-# Where it cannot be had, the one test that needs it fails and says so.
+# Where they cannot be had, the tests that need them fail and say so.
 .tools/promtool:
-	-@.ci/promtool
+	-@.ci/debian-tool promtool prometheus
+
+.tools/nginx .tools/haproxy:
+	-@.ci/debian-tool $(@F)
 
 .venv/.stamp-%: .venv/.stamp
 	@echo "installing the extra $*"
