@@ -3,6 +3,8 @@
 A browser lets any page send a POST in text/plain to any address, that of this host included, and it
 names the page in `Origin` (Fetch standard, "Origin header"). A page that binds its own domain name
 to 127.0.0.1 (DNS rebinding) becomes same-origin with the sandbox, and its domain is then in `Host`.
+An image or a script of a page is asked for without `Origin`; browsers then say in `Sec-Fetch-Site`
+whose it is (W3C, Fetch Metadata). A link that a user follows is not refused.
 Agents, curl and Stripe's libraries send no `Origin`, and as `Host` what they were configured with.
 """
 
@@ -18,6 +20,10 @@ from meter_agent.sandbox._errors import StripeError
 __all__ = ["OwnNames", "refuse_foreign"]
 
 _PORTS = {"http": 80, "https": 443}
+_SHOWN = 100
+_NO_PAGES = (
+    "{}: a web page may not use this sandbox. Send the request from a program, without this header"
+)
 
 
 class OwnNames(NamedTuple):
@@ -48,7 +54,7 @@ class OwnNames(NamedTuple):
 
 
 def refuse_foreign(headers: Iterable[tuple[str, str]], own: OwnNames) -> None:
-    """Look at `Host` and `Origin` of a request; *headers* have lower-case names.
+    """Look at who sent a request and whom it means; *headers* have lower-case names.
 
     Raises:
         StripeError: 403, one of them is foreign.
@@ -63,16 +69,14 @@ def refuse_foreign(headers: Iterable[tuple[str, str]], own: OwnNames) -> None:
                 "address, or start it with --host and that name"
             )
         ports.add(port)
+    fetch = {name: value for name, value in given if name.startswith("sec-fetch-")}
+    site, mode = fetch.get("sec-fetch-site", "none"), fetch.get("sec-fetch-mode")
+    if site not in {"none", "same-origin"} and mode != "navigate":
+        raise _refusal(_NO_PAGES.format(f"Sec-Fetch-Site {site[:_SHOWN]!r}"))
     for origin in (value for name, value in given if name == "origin"):
         name, port = _split(origin)
         if not own.have(name) or (ports and port not in ports):
-            raise _refusal(
-                f"Origin {origin[:_SHOWN]!r}: a web page may not use this sandbox. Send the "
-                "request from a program, without the header Origin"
-            )
-
-
-_SHOWN = 100
+            raise _refusal(_NO_PAGES.format(f"Origin {origin[:_SHOWN]!r}"))
 
 
 def _refusal(message: str) -> StripeError:

@@ -77,6 +77,22 @@ def test_a_name_that_was_bound_to_this_host_by_its_own_server_is_refused(
         assert "Host" in document["error"]["message"]
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_an_image_of_a_page_uses_up_no_fault(server: SandboxServer, site: str) -> None:
+    server.sandbox.add_fault(Fault("status", status=503, times=1))
+    more = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"}
+
+    assert ask(server, "/v1/billing/meters", **more)[0] == 403
+    assert len(server.sandbox.faults) == 1
+
+
+@pytest.mark.parametrize(
+    ("site", "mode"), [("none", "navigate"), ("same-origin", "cors"), ("cross-site", "navigate")]
+)
+def test_a_link_to_the_sandbox_can_be_followed(server: SandboxServer, site: str, mode: str) -> None:
+    assert ask(server, **{"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode})[0] == 200
+
+
 def test_a_refused_request_leaves_no_trace(server: SandboxServer) -> None:
     server.sandbox.add_fault(Fault("status", status=503, times=1))
 
