@@ -13,6 +13,12 @@ __all__ = ["CellError", "check_name", "is_cut_to_15_digits", "plain_number"]
 # What a cell of a spreadsheet shows of a long number, with two digits of exponent or more. Programs
 # write 1.5e+20 or 1.5E20.
 _ROUNDED = re.compile(r"[+-]?[0-9](?:[.,][0-9]+)?E\+[0-9]{2,}")
+# A name never was a number on purpose; pandas and JavaScript write a small e.
+_ROUNDED_NAME = re.compile(_ROUNDED.pattern, re.IGNORECASE)
+_NOTHING = frozenset(
+    ("nan", "none", "null", "nil", "undefined", "n/a", "#n/a", "#name?", "#ref!", "#value!")
+)
+"""What programs write where there is no name: many rows have it, and mean none."""
 _IN_QUOTES = re.compile(r"=?\".*\"|'.*'", re.DOTALL)
 _GROUPED_BY_POINTS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:\.[0-9]{3})+")
 _WITH_DECIMAL_COMMA = re.compile(r"[+-]?(?:[0-9]+|[1-9][0-9]{0,2}(?:\.[0-9]{3})+)(?:,[0-9]+)?")
@@ -27,9 +33,12 @@ def check_name(text: str) -> str:
     """Return *text*, a customer, an identifier or an event name, if it can be meant so.
 
     Raises:
-        CellError: It was a number that a spreadsheet rounded, or it has quotes of another dialect.
+        CellError: It was a number that a spreadsheet rounded, it says that there is none, or it
+            has quotes of another dialect.
     """
-    if _ROUNDED.fullmatch(text):
+    if text.lower() in _NOTHING:
+        raise CellError(f"{text!r} looks like a missing one, which names nobody")
+    if _ROUNDED_NAME.fullmatch(text):
         raise CellError(
             f"{text!r} looks rounded by a spreadsheet, so that different ones are the same: "
             "export that column as text"

@@ -134,6 +134,7 @@ class RowMapper:
         self._may_escape = rows.format == "csv" and not self._says_quotes
         if rows.columns is not None:
             self._check_once(rows.columns, wanted)
+            self._check_header(rows.columns, wanted)
 
     def _complaint(
         self, columns: list[str] | None, named: list[str], needed: Mapping[str, tuple[str, ...]]
@@ -152,6 +153,14 @@ class RowMapper:
                     f"where is the {name}? Give --{name} or --map {name}=COLUMN; there are: {shown}"
                 )
         return None
+
+    def _check_header(self, columns: list[str], wanted: set[str]) -> None:
+        # Where no column is used, nothing else tells a header from a row.
+        if not wanted & set(columns) and any(map(_looks_like_data, columns)):
+            raise click.UsageError(
+                f"its first line, {printable(', '.join(columns[:5]))}, looks like a row, and a "
+                "header is not billed: put a line with names of columns on top"
+            )
 
     def _check_once(self, columns: list[str], wanted: set[str]) -> None:
         read = {*wanted, *self._usual["timestamp"]}
@@ -300,6 +309,10 @@ class RowMapper:
         if isinstance(cell, float):
             raise RowError(f"its {column!r} is a floating-point number, which names no row")
         return str(self._checked("key", cell))
+
+
+def _looks_like_data(name: str) -> bool:
+    return name[:1].isdigit() or name.startswith("cus_")
 
 
 @lru_cache(maxsize=64)

@@ -387,6 +387,23 @@ def test_a_number_that_may_be_two_numbers_is_rejected_until_it_is_said_which(
     assert (outcome.status, importer.billed()) == (3 if billed is None else 0, expected)
 
 
+@pytest.mark.parametrize("text", ["nan", "NULL", "#N/A", "undefined", "None", "1.5e+17"])
+def test_what_programs_write_for_a_missing_or_a_long_number_is_no_name(
+    importer: Importer, text: str
+) -> None:
+    file = importer.file("a.csv", f"org,n,id\n{text},5,a\ncus_1,6,{text}\ncus_1,6,{text}\n")
+    outcome = importer(file, *ORG, "--map", "identifier=id")
+    assert (outcome.status, outcome.books()) == (3, {"rows": 3, "rejected": 3})
+
+
+def test_a_row_in_place_of_a_header_is_not_passed_over(importer: Importer) -> None:
+    options = ("--event=e", "--customer=c", "--value=1")
+    outcome = importer(importer.file("a.csv", "1001\n1002\n"), *options)
+    assert (outcome.status, "looks like a row" in outcome.talk) == (2, True)
+    assert importer(importer.file("b.csv", "id\n1001\n1002\n"), *options).status == 0
+    assert importer.billed() == {"e": {"c": "2"}}
+
+
 def test_names_in_quotes_of_another_dialect_are_rejected(importer: Importer) -> None:
     file = importer.file("a.csv", 'org,n\n\'cus_1\',5\n"=""cus_2""",6\n')
     assert importer(file, *ORG).books() == {"rows": 2, "rejected": 2}

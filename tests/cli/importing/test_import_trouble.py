@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from meter_agent.cli.importing import file_import
+from meter_agent.cli.importing import chunks, file_import
 from meter_agent.cli.importing.chunks import Chunks
 from meter_agent.cli.importing.journal import Journal
 from meter_agent.cli.importing.row import ROW_CHARACTERS_MAX
@@ -363,6 +363,14 @@ def test_memory_does_not_grow_with_the_file(importer: Importer) -> None:
     measured = {rows: peak_of_dry_run(importer, rows) for rows in (10_000, 40_000)}
     # 30 000 rows more that were held in memory would take 20 MiB.
     assert measured[40_000] - measured[10_000] < 8 * 1024
+
+
+def test_long_rows_make_short_chunks(importer: Importer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "_CHARACTERS_MAX", 100)
+    file = importer.file("a.csv", "n,note\n" + f"1,{'x' * 60}\n" * 8)
+    assert importer(file, *TOKENS).status == 0
+    noted = [json.loads(line) for line in importer.journal().read_text().splitlines()]
+    assert [note["ended"] for note in noted if "ended" in note] == [2, 4, 6, 8]
 
 
 def peak_of_dry_run(importer: Importer, rows: int) -> int:
