@@ -5,23 +5,34 @@ processes may share the file and a crash leaves whole lines. Mode 0600: usage is
 
 The file never grows beyond 256 MiB. From then on letters are still counted, logged and handed to
 *on_dead_letter*, but no longer written, and the log says so.
+
+Only a regular file is written to: a FIFO would wait for a reader and give nothing back, and a
+device keeps nothing. A file system that does not answer, as NFS without its server, cannot be found
+out beforehand, and a call that waits for it cannot be interrupted. So senders write in their own
+threads, and `close()` has another thread write, for which it waits as long as its time allows.
 """
 
 from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from meter_agent._event import MeterEvent, format_timestamp
-from meter_agent._log import EventLog
+from meter_agent._health import Problem
+from meter_agent._log import ERROR, EventLog
+from meter_agent._progress import Progress
+from meter_agent._runtime import Runtime, SystemRuntime
 from meter_agent.exceptions import InvalidEventError
 
 __all__ = ["DeadLetter", "DeadLetterFile", "DeadLetterReason", "format_anyhow", "letter_of"]
 
 FILE_BYTES_MAX = 256 * 1024 * 1024
+# O_NONBLOCK: a FIFO without a reader is an error then. O_NOCTTY: no terminal becomes ours.
+_OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class DeadLetterReason(enum.StrEnum):
@@ -123,6 +134,7 @@ class DeadLetterFile:
         path: The file, or None to keep no file.
         log: Where each letter is announced, without its payload.
         on_letter: The application's callback; already guarded, so it does not raise.
+        runtime: Clock and threads.
     """
 
     def __init__(
@@ -131,18 +143,63 @@ class DeadLetterFile:
         *,
         log: EventLog,
         on_letter: Callable[[DeadLetter], None] | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
+        self._runtime = runtime or SystemRuntime()
+        self.failures = 0
+        """How many letters could not be written, or not in time."""
+        self._problem: str | None = None
+        self._hangs = False
         self._path = path
         self._log = log
         self._on_letter = on_letter
 
     def write(self, letter: DeadLetter) -> None:
-        """Keep *letter*. A file that cannot be written is logged, never raised."""
+        """Keep *letter*. A file that cannot be written is counted and logged, never raised."""
         if self._path is not None:
             try:
                 self._append(letter.to_json().encode("utf-8", "backslashreplace") + b"\n")
             except Exception as error:  # noqa: BLE001 - no letter is worth a sender
-                self._log.say("meter_agent.dead_letters_unwritable", 40, error=str(error))
+                self._failed(str(error), 1)
+            else:
+                self._problem = None
+
+    def write_until(self, deadline: float, letters: Sequence[DeadLetter]) -> None:
+        """Keep *letters*, and return at *deadline* (monotonic seconds) at the latest.
+
+        What is not written by then is counted as failed, though the file system may still take it
+        when it answers again. Where no thread can be started, they are written here.
+        """
+        if self._path is None or not letters:
+            return
+        written: list[bool] = []
+        progress = Progress(self._runtime)
+
+        def write() -> None:
+            for letter in letters:
+                self.write(letter)
+                written.append(True)
+            progress.tell()
+
+        try:
+            if not self._hangs:
+                self._runtime.start_thread(write, "meter-agent-letters")
+        except (RuntimeError, MemoryError):
+            write()  # the interpreter ends, or is out of threads
+        if not progress.wait_until(lambda: len(written) == len(letters), deadline):
+            self._hangs = True
+            self._failed("its file system does not answer", len(letters) - len(written))
+
+    def problems(self) -> dict[Problem, str]:
+        """Return what is wrong with the file since the last letter."""
+        if self._problem is None:
+            return {}
+        return {Problem.DEAD_LETTERS_FAIL: f"{self._path}: {self._problem}"}
+
+    def _failed(self, problem: str, letters: int) -> None:
+        self.failures += letters
+        self._problem = problem
+        self._log.say("meter_agent.dead_letters_unwritable", ERROR, error=problem)
 
     def announce(self, letter: DeadLetter) -> None:
         """Log *letter* and hand it to the callback; call it outside every lock, once per letter."""
@@ -164,11 +221,12 @@ class DeadLetterFile:
     def _append(self, line: bytes) -> None:
         if self._path is None:
             return
-        descriptor = os.open(
-            self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode=0o600
-        )
+        descriptor = os.open(self._path, _OPEN_FLAGS, mode=0o600)
         try:
-            size = os.fstat(descriptor).st_size
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(f"{self._path} is not a regular file: name one that is")
+            size = status.st_size
             if size + len(line) > FILE_BYTES_MAX:
                 raise OSError(f"the file has reached its limit of {FILE_BYTES_MAX} bytes")
             # One write call: appends of several processes do not mix. A short write means that the

@@ -63,6 +63,10 @@ class Problem(enum.StrEnum):
     SPOOL_FAILS = "spool_fails"
     """The spool cannot be written. Events are in memory, and would not survive a crash."""
 
+    DEAD_LETTERS_FAIL = "dead_letters_fail"
+    """The last dead letter could not be written to its file. It was counted, logged and handed to
+    *on_dead_letter*, and its event is nowhere else."""
+
     FOREIGN_EVENTS = "foreign_events"
     """Segments in the spool directory are for another account, mode or host, or may be: this agent
     does not send them. `meter-agent spool ls` shows for whom they are."""

@@ -280,6 +280,9 @@ class Stats:
     spool_failures: int = 0
     """How often the spool could not be written or read; memory took over meanwhile."""
 
+    dead_letter_failures: int = 0
+    """Dead letters that could not be written to *dead_letter_file*, or not in time."""
+
     oldest_event_age_seconds: float | None = None
     """Age of the oldest event that is neither delivered nor given up; None when there is none."""
 

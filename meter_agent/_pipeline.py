@@ -146,7 +146,10 @@ class Pipeline:
         on_dead_letter, on_error = self._callbacks
         self._on_error = self._guarded(on_error)
         self._letters = DeadLetterFile(
-            config.dead_letter_path, log=self._log, on_letter=self._guarded(on_dead_letter)
+            config.dead_letter_path,
+            log=self._log,
+            on_letter=self._guarded(on_dead_letter),
+            runtime=runtime,
         )
         self._own_identifiers = OwnIdentifiers(runtime, self._log)
         self._pace = Pace(
@@ -318,7 +321,9 @@ class Pipeline:
             nobody_sends=self._flusher.nobody_sends,
             key_refused=self._traffic.key_refused,
             requests_fail=self._pace.failing,
-            others=self._buffer.problems() | {Problem.EVENTS_PAUSED: self._brake.describe()},
+            others=self._buffer.problems()
+            | self._letters.problems()
+            | {Problem.EVENTS_PAUSED: self._brake.describe()},
         )
 
     def count_refused(self, reason: DropReason, count: int) -> None:
@@ -476,14 +481,14 @@ class Pipeline:
     def _account_for_rest(self, deadline: float) -> None:
         self._buffer.seal()
         now = self._runtime.clock.time()
+        until = max(deadline, self._runtime.monotonic()) + _ANNOUNCE_SECONDS
         for batch in self._buffer.abandon():
             self._buffer.keep_abandoned(batch)
             unanswered = [event for event in batch.open if id(event) in batch.attempted]
             never_sent = batch.size - len(unanswered)
             self._buffer.settle_abandoned(batch, never_sent, Outcome.SHUTDOWN)
             letters = [_unanswered(event, batch.sent_at[id(event)], now) for event in unanswered]
-            for letter in letters:
-                self._letters.write(letter)
+            self._letters.write_until(until, letters)
             self._buffer.settle_abandoned(batch, len(unanswered), Outcome.UNCERTAIN)
             for letter in letters:
                 # The file comes first, because this may have to stop: a slow callback is not
@@ -493,7 +498,7 @@ class Pipeline:
         self._buffer.release()
 
     def _read_stats(self) -> Stats:
-        wire: dict[str, Any] = {}
+        wire: dict[str, Any] = {"dead_letter_failures": self._letters.failures}
         durations = self._traffic.durations.read()
         counts = self._buffer.counts(lambda: wire.update(self._traffic.read(durations)))
         return stats_of(counts, wire, self._runtime.clock.time())

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +17,8 @@ from meter_agent import DeadLetter, _dead_letters
 from meter_agent._dead_letters import DeadLetterFile
 from meter_agent._log import EventLog
 from meter_agent._runtime import SystemRuntime
+from meter_agent.sandbox import Fault, Sandbox
+from tests.conftest import MakeAgent, wait_until
 from tests.log_lines import events_of
 from tests.virtual import VirtualRuntime
 
@@ -132,3 +138,84 @@ def test_an_announcement_names_the_event_and_not_its_payload(
     assert events_of(caplog) == ["meter_agent.event_dead_lettered"]
     assert line.__dict__["identifier"] == "id-1"
     assert "payload" not in line.__dict__
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["nobody reads", "somebody reads"])
+def test_a_fifo_is_no_dead_letter_file_and_holds_nobody_up(tmp_path: Path, read: bool) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if read else None
+    letters = make_file(path)
+    letters.write(make_letter())
+    assert letters.failures == 1
+    (problem,) = letters.problems().values()
+    assert str(path) in problem
+    if reader is not None:
+        assert "not a regular file" in problem
+        assert os.read(reader, 100) == b""
+        os.close(reader)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/tty", "/proc/self/mem/x", "/"])
+def test_what_is_no_regular_file_is_not_written_to(path: str) -> None:
+    letters = make_file(Path(path))
+    letters.write(make_letter())
+    assert letters.failures == 1
+
+
+def test_a_letter_that_can_be_written_again_ends_the_problem(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "letters.jsonl"
+    letters = make_file(path)
+    letters.write(make_letter())
+    assert list(letters.problems()) == ["dead_letters_fail"]
+    path.parent.mkdir()
+    letters.write(make_letter())
+    assert (letters.problems(), letters.failures) == ({}, 1)
+
+
+class Hangs:
+    """Opens no file before it is let, as a mount whose server is gone."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answers = threading.Event()
+        self._open = os.open
+        monkeypatch.setattr(os, "open", self._open_late)
+
+    def _open_late(self, path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith("letters.jsonl"):
+            assert self.answers.wait(60)
+        return self._open(path, *arguments, **options)
+
+
+@pytest.fixture
+def hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hangs]:
+    hangs = Hangs(monkeypatch)
+    yield hangs
+    hangs.answers.set()
+
+
+@pytest.mark.parametrize("place", ["fifo", "mount"])
+def test_a_dead_letter_file_that_never_answers_leaves_close_its_limit_and_is_told(
+    make_agent: MakeAgent,
+    sandbox: Sandbox,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    place: str,
+) -> None:
+    path = tmp_path / "letters.jsonl"
+    if place == "fifo":
+        os.mkfifo(path)
+    else:
+        request.getfixturevalue("hangs")
+    # Three batches that Stripe may have: each of their events becomes a letter at the end.
+    sandbox.add_fault(Fault("hang", accept=True))
+    agent = make_agent(dead_letter_file=path, batch_size=10, max_in_flight=3)
+    for n in range(30):
+        assert agent.record("tokens", "cus_1", n)
+    assert wait_until(agent, lambda: agent.stats().in_flight_requests == 3)
+    began = time.monotonic()
+    final = agent.close(0.5)
+    assert time.monotonic() - began < 20, "far from the minute for which it hangs"
+    assert final.balanced
+    assert (final.uncertain, final.dead_letter_failures) == (30, 30)
+    assert "letters.jsonl" in agent.health().problems["dead_letters_fail"]

@@ -260,5 +260,12 @@ METRICS = (
         "How often the spool could not be written or read; memory took over meanwhile.",
         lambda reading: reading.stats.spool_failures,
     ),
+    Metric(
+        "meter_agent.dead_letters.failures",
+        Kind.COUNTER,
+        "{letter}",
+        "Dead letters that could not be written to their file, or not in time.",
+        lambda reading: reading.stats.dead_letter_failures,
+    ),
 )
 """Every metric, in the order of the reference page."""

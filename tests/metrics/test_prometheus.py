@@ -48,6 +48,7 @@ def assert_tells(samples: Samples, stats: Stats) -> None:
         "splits_total": stats.splits,
         "spool_quarantined_total": stats.quarantined,
         "spool_failures_total": stats.spool_failures,
+        "dead_letters_failures_total": stats.dead_letter_failures,
     }
     assert {name: samples[f"meter_agent_{name}", ""] for name in expected} == expected
     assert dropped(samples) == stats.dropped
