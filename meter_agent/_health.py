@@ -67,6 +67,11 @@ class Problem(enum.StrEnum):
     """The last dead letter could not be written to its file. It was counted, logged and handed to
     *on_dead_letter*, and its event is nowhere else."""
 
+    SPOOL_DELETED = "spool_deleted"
+    """Files of the spool were deleted while in use, in the last ten minutes. Their events are
+    written to new files every 30 seconds and when the agent closes; a crash before that loses
+    them."""
+
     FOREIGN_EVENTS = "foreign_events"
     """Segments in the spool directory are for another account, mode or host, or may be: this agent
     does not send them. `meter-agent spool ls` shows for whom they are."""

@@ -44,6 +44,7 @@ LOG_EVENTS = {
     "meter_agent.spool_recovered": "Events of a dead process were in the spool; they are sent.",
     "meter_agent.spool_failed": "The spool cannot be used; memory takes over for a while.",
     "meter_agent.spool_file_left_alone": "A file in the spool is not sent; *error* says why.",
+    "meter_agent.spool_written_anew": "A file of the spool was deleted; its events have a new one.",
     "meter_agent.spool_damaged": "Damage was found in the spool; *error* says where it is kept.",
     "meter_agent.dead_letters_unwritable": "The dead-letter file could not be written.",
     "meter_agent.callback_failed": "A callback of the application raised.",

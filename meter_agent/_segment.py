@@ -78,7 +78,7 @@ class Segment:
     @property
     def in_charge(self) -> bool:
         """Whether `release()` will close the file."""
-        return self._descriptor is not None
+        return self.descriptor is not None
 
     @property
     def keys(self) -> tuple[Claim, ...]:
@@ -86,7 +86,8 @@ class Segment:
         return self._held[1]
 
     @property
-    def _descriptor(self) -> int | None:
+    def descriptor(self) -> int | None:
+        """The locked file; None: it has none, or was let go."""
         return self._held[0]
 
     def __del__(self) -> None:
@@ -249,30 +250,47 @@ class Segment:
         By `fsync`, which writes what was changed through the mapping as well, and gives the
         interpreter lock away meanwhile; `mmap.flush()` keeps it for as long as the disk takes.
         """
-        descriptor = self._descriptor
+        descriptor = self.descriptor
         if descriptor is None:
             return
         try:
             os.fsync(descriptor)
         except OSError:
             # Its last event may have ended beside us, and the file is gone.
-            if self._descriptor is not None:
+            if self.descriptor is not None:
                 raise
 
     def look_whether_it_outlives(self) -> None:
         """Find out whether the file is still where others look for it. Errors are the caller's."""
-        if self._descriptor is None or self.path is None:
+        if self.descriptor is None or self.path is None:
             return
         try:
             named = os.stat(self.path, follow_symlinks=False)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             self.outlives = False
         else:
-            self.outlives = os.path.samestat(named, os.fstat(self._descriptor))
+            self.outlives = os.path.samestat(named, os.fstat(self.descriptor))
+
+    def is_gone(self) -> bool:
+        """Whether its file has no name any more, so that nobody else will ever find it.
+
+        One that was moved still has a name. Errors are the caller's.
+        """
+        descriptor = self.descriptor
+        return descriptor is not None and not os.fstat(descriptor).st_nlink
+
+    def move_to(
+        self, path: Path, data: mmap.mmap, descriptor: int, keys: tuple[Claim, ...]
+    ) -> None:
+        """Go on in another file that has the same content. Only of one that is sealed."""
+        before = self._data, self._held
+        self._data, self.path, self.outlives = data, path, True
+        self._held = descriptor, keys
+        _let_go(*before)
 
     def look_after_locks(self) -> None:
         """Take the locks again: the application may have closed a copy of the file."""
-        descriptor = self._descriptor
+        descriptor = self.descriptor
         if descriptor is not None:
             look_after_locks(descriptor)
 
@@ -288,12 +306,17 @@ class Segment:
 
     def release(self) -> None:
         """Leave the file to whoever adopts it."""
-        (descriptor, keys), self._held = self._held, (None, ())
-        # The lock ends with the first of these two.
-        self._data.close()
-        if descriptor is not None:
-            # Network file systems tell late errors here, and the descriptor is gone all the same.
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        for key in keys:
-            unclaim(key)
+        held, self._held = self._held, (None, ())
+        _let_go(self._data, held)
+
+
+def _let_go(data: mmap.mmap, held: tuple[int | None, tuple[Claim, ...]]) -> None:
+    descriptor, keys = held
+    # The POSIX lock ends with the first of these two, the other one with the last.
+    data.close()
+    if descriptor is not None:
+        # Network file systems tell late errors here, and the descriptor is gone all the same.
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    for key in keys:
+        unclaim(key)

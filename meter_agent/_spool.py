@@ -441,6 +441,7 @@ class SpoolBuffer(EventBuffer):
             self._own.shut()
             self._own.count()
             self._sealed = True
+            self._care.write_anew()
             dropped = 0
             for segment in self._own.segments:
                 with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from meter_agent._runtime import Runtime
 from meter_agent._segment import Segment
 from meter_agent._segment_line import SegmentLine
 from meter_agent._segment_supply import SegmentSupply
-from meter_agent._spool_directory import SpoolDirectory
+from meter_agent._spool_directory import SpoolDirectory, SpoolFullError
 from meter_agent._spool_header import HEADER_BYTES
 from meter_agent._spool_troubles import SpoolTroubles
 from meter_agent._written_line import WrittenLine
@@ -23,6 +23,7 @@ from meter_agent._written_line import WrittenLine
 __all__ = ["ADOPT_SECONDS", "SpoolCare"]
 
 ADOPT_SECONDS = 30.0
+_TELL_DELETION_SECONDS = 600.0
 _ADOPTED_SEGMENTS_MAX = 64  # at a time, with two descriptors each
 
 
@@ -77,6 +78,7 @@ class SpoolCare:
         self._left_behind = False
         self._nothing_left = False
         self._foreign: list[str] = []
+        self._deleted_at = float("-inf")
         self._looked_at = self._synced_at = float("-inf")
         self._synced: object = self._progress()
         self._counted_before = 0
@@ -123,10 +125,14 @@ class SpoolCare:
 
     def problems(self) -> dict[Problem, str]:
         """Return what the last look at the directory found wrong, in words."""
-        if not (foreign := self._foreign):
-            return {}
-        found = f"{len(foreign)} in {self._directory.path}"
-        return {Problem.FOREIGN_EVENTS: f"segments are left alone, {found}; {foreign[0]}"}
+        problems: dict[Problem, str] = {}
+        path = self._directory.path
+        if foreign := self._foreign:
+            found = f"{len(foreign)} in {path}; {foreign[0]}"
+            problems[Problem.FOREIGN_EVENTS] = f"segments are left alone, {found}"
+        if self._runtime.monotonic() < self._deleted_at + _TELL_DELETION_SECONDS:
+            problems[Problem.SPOOL_DELETED] = f"somebody deletes files in {path} while in use"
+        return problems
 
     # -- what dead processes left --------------------------------------------------------------
 
@@ -184,11 +190,32 @@ class SpoolCare:
                 self._own.prepared = None
             if self._is_deleted(self._own.current) and self._is_open():
                 self._own.begin(HEADER_BYTES, self._lock)
+            self.write_anew()
             # Nothing since the last look, and nothing waits: others may need the room.
             self._own.count()
             if self._own.counted == self._counted_before and self._own.give_back_current():
                 self._own.drop_prepared()
             self._counted_before = self._own.counted
+
+    def write_anew(self) -> None:
+        """Write events to new files whose files somebody deleted. The lock of the buffer is held.
+
+        They are still mapped, and would be lost at the end of the process. A file that was moved
+        away is left to whoever has it now.
+        """
+        for segment in (*self._own.segments, *self._adopted.segments):
+            if segment.path is None or not segment.sealed or not segment.open:
+                continue
+            try:
+                if segment.is_gone():
+                    segment.outlives = False
+                    self._deleted_at = self._runtime.monotonic()
+                    self._directory.write_anew(segment)
+                    self._troubles.note("meter_agent.spool_written_anew", events=segment.open)
+            except SpoolFullError:
+                self._troubles.failed(OSError("a deleted file is not written anew: spool_bytes"))
+            except OSError as error:
+                self._troubles.failed(error)
 
     def _look_after_locks(self) -> None:
         prepared = () if self._own.prepared is None else (self._own.prepared,)
@@ -207,6 +234,7 @@ class SpoolCare:
             self._troubles.failed(error)
             return False
         if not segment.outlives:
+            self._deleted_at = self._runtime.monotonic()
             told = f"{segment.path} was deleted or moved away while in use"
             self._troubles.failed(FileNotFoundError(told))
         return not segment.outlives

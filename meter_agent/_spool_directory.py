@@ -139,6 +139,44 @@ class SpoolDirectory:
         else:
             return segment
 
+    def write_anew(self, segment: Segment) -> None:
+        """Write *segment*, whose file is gone, to a new file of the same name, and go on in it.
+
+        Its events keep their identifiers and their marks.
+
+        Raises:
+            SpoolFullError: *bytes_max* is used up.
+            OSError: No file can be made here; the message says why.
+        """
+        assert segment.path is not None  # noqa: S101 - memory has no file that could be gone
+        status = self.check()
+        path = self.path / segment.path.name
+        keys = [claim(status, path.name, self._destination)]
+        descriptor = None
+        try:
+            descriptor = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, mode=0o600)
+            file = os.fstat(descriptor)
+            keys.append(claim_file(file))
+            self._lock_new(descriptor)
+            allocate(descriptor, segment.bytes)
+            header = read_header(segment.read(0, HEADER_BYTES))
+            if header is not None and header.version == VERSION:
+                os.pwrite(descriptor, header._replace(inode=file.st_ino).to_bytes(), 0)
+                name_owner(descriptor, this_process())
+            else:
+                os.pwrite(descriptor, segment.read(0, segment.records_at), 0)
+            data = mmap.mmap(descriptor, segment.bytes)
+            data[segment.records_at :] = segment.read(segment.records_at, segment.bytes)
+            segment.move_to(path, data, descriptor, (*filter(None, keys),))
+        except BaseException:
+            if descriptor is not None and descriptor != segment.descriptor:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+                os.close(descriptor)
+                for key in filter(None, keys):
+                    unclaim(key)
+            raise
+
     def _write_header(self, descriptor: int, segment_bytes: int, prefix: bytes, now: float) -> None:
         header = Header(
             VERSION,

@@ -147,18 +147,23 @@ def test_that_an_event_was_sent_and_ended_reaches_the_disk_as_events_do(
         assert len(syncs) > before
 
 
-def test_a_file_that_is_gone_at_the_end_keeps_nothing_and_the_account_says_so(
-    tmp_path: Path, runtime: VirtualRuntime
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_file_that_is_gone_at_the_end_is_written_anew_and_if_not_the_account_says_so(
+    tmp_path: Path, runtime: VirtualRuntime, writable: bool
 ) -> None:
     spool = Spool(tmp_path, runtime)
     for n in range(10):
         spool.record("tokens", "cus_1", n)
     (segment,) = segments(tmp_path)
     segment.unlink()
-    assert spool.buffer.seal() == 10
+    tmp_path.chmod(0o700 if writable else 0o770)  # others may write to it: it is not used
+    assert spool.buffer.seal() == (0 if writable else 10)
     spool.buffer.release()
     counts = spool.buffer.counts()
-    assert (counts.dropped, counts.buffered) == ({"shutdown": 10}, 0)
+    kept = 10 if writable else 0
+    assert (counts.dropped.get("shutdown", 0), counts.buffered) == (10 - kept, kept)
+    tmp_path.chmod(0o700)
+    assert heir_of(tmp_path, runtime).buffer.counts().recovered == kept
 
 
 def test_current_and_prepared_files_that_are_both_deleted_are_both_replaced(
@@ -178,7 +183,7 @@ def test_current_and_prepared_files_that_are_both_deleted_are_both_replaced(
     assert spool.record("tokens", "cus_1", n)
     spool.die()
     heir = heir_of(tmp_path, runtime)
-    assert values(take_all(heir.buffer)) == [n]
+    assert values(take_all(heir.buffer)) == list(range(n + 1))
 
 
 def test_who_closes_while_the_disk_gets_well_leaves_no_file(
