@@ -111,7 +111,7 @@ class Chunks:
         if earlier is not None and not earlier.same:
             raise RowError(
                 f"row {earlier.row} has the same identifier {identifier!r} and says something "
-                "else: Stripe would count that one alone"
+                f"else: Stripe would count that one alone{_advice(mapped)}"
             )
         cut = next(filter(is_cut_to_15_digits, mapped.key), None)
         if earlier is not None and cut is not None:
@@ -120,3 +120,9 @@ class Chunks:
                 "spreadsheet, so that different ones are the same: export that column as text"
             )
         return earlier is not None
+
+
+def _advice(mapped: Mapped) -> str:
+    # A key makes identifiers of itself and the event name.
+    is_column = mapped.key == (mapped.wire.identifier,)
+    return ". With --key in place of a column of identifiers each meter has its own" * is_column

@@ -10,6 +10,7 @@ A line that was torn by a crash does not count. Journals hold no usage, only cou
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -202,9 +203,14 @@ class Journal:
         if self._descriptor is None:
             raise RuntimeError("a journal is written within its context")
         data = json.dumps(note, separators=(",", ":")).encode() + b"\n"
-        if os.write(self._descriptor, data) < len(data):
-            raise OSError(f"{self.path}: the disk is full")
-        os.fsync(self._descriptor)
+        try:
+            written = os.write(self._descriptor, data)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+        if written < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
 
 def _lock(descriptor: int) -> None:

@@ -59,6 +59,9 @@ class SideFile:
                 data = data[os.write(descriptor, data) :]
             os.fsync(descriptor)
             self.length = os.fstat(descriptor).st_size
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
         finally:
             os.close(descriptor)
 

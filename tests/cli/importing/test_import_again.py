@@ -130,6 +130,17 @@ def test_identifiers_of_one_meter_are_not_lost_at_another(
     assert stripe.totals()["duplicates"] == 0
 
 
+def test_an_identifier_of_two_meters_in_one_file_is_told_the_way_out(importer: Importer) -> None:
+    file = importer.file("a.csv", "id,event_name,n\nr1,in,5\nr1,out,6\n")
+    options = ("--customer", "c", "--map", "value=n")
+    outcome = importer(file, *options, "--map", "identifier=id")
+    assert outcome.books() == {"rows": 2, "recorded": 1, "delivered": 1, "rejected": 1}
+    assert "With --key in place of" in Path(outcome.report["rejects"]).read_text()
+    rest = outcome.report["rejects"]
+    assert importer(rest, *options, "--key", "id").status == 0
+    assert importer.billed() == {"in": {"c": "5"}, "out": {"c": "6"}}
+
+
 def test_identifiers_of_another_file_with_other_usage_are_rejected_rows(
     importer: Importer, stripe: Sandbox
 ) -> None:

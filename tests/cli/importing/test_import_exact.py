@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from meter_agent.cli.importing.row import ROW_CHARACTERS_MAX
@@ -234,6 +236,18 @@ def test_a_list_or_an_object_is_neither_customer_nor_value(importer: Importer) -
     lines = ['{"org":["cus_1"],"n":5}', '{"org":"cus_1","n":[5]}', '{"org":{"id":"c"},"n":5}']
     outcome = importer(importer.file("a.jsonl", "\n".join(lines)), *ORG)
     assert outcome.books() == {"rows": 3, "rejected": 3}
+
+
+def test_columns_of_parquet_with_one_name_are_not_mixed_up(importer: Importer) -> None:
+    columns = [pa.array(["cus_1"]), pa.array([5]), pa.array([500])]
+    file = importer.folder / "a.parquet"
+    pq.write_table(pa.Table.from_arrays(columns, names=["org", "n", "n"]), file)
+    outcome = importer(file, *ORG)
+    assert (outcome.status, "two columns are called 'n'" in outcome.talk) == (2, True)
+    table = pa.Table.from_arrays([*columns[:2], pa.array([{"n": 500}])], names=["org", "x.n", "x"])
+    pq.write_table(table, file)
+    outcome = importer(file, "--event=e", "--map=customer=org", "--map=value=x.n")
+    assert (outcome.status, importer.billed()) == (2, {})
 
 
 # -- files that are no rows ------------------------------------------------------------------------
