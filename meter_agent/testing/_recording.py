@@ -165,6 +165,13 @@ class _MemoryPipeline:
         self._events._add(self._read(sent))  # noqa: SLF001
         return True
 
+    def count_refused(self, reason: DropReason, count: int) -> None:
+        """Count events that were refused before this was made."""
+        if count:
+            with self._lock:
+                self._recorded += count
+                self._dropped[reason.value] += count
+
     def _read(self, sent: MeterEvent) -> Event:
         # From the bytes, so that a test sees what Stripe would.
         document = json.loads(sent.body)
