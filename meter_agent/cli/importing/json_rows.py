@@ -83,10 +83,12 @@ class JsonRows:
 
     def advice(self, wanted: set[str]) -> str | None:
         """Return why none of *wanted* is in its first row, and the command that helps."""
-        path = _path_of_rows(self._first)
-        if path is None or wanted & flat(self._first).keys():
-            return None
-        return str(self._refused("has its rows in a list", path).message)
+        # A row that is too deep, or has two fields of one path, is rejected as a row.
+        with contextlib.suppress(ValueError, RecursionError):
+            path = _path_of_rows(self._first)
+            if path is not None and not wanted & flat(self._first).keys():
+                return str(self._refused("has its rows in a list", path).message)
+        return None
 
     def __iter__(self) -> Iterator[Row]:
         number = line_number = 0

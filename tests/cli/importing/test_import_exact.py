@@ -203,6 +203,7 @@ def test_a_constant_that_cannot_be_billed_is_a_usage_error(importer: Importer) -
         '{"org":"cus_1","n":5,"\\u006e":5}',
         '{"org":"cus_1","n":5,"x":{"y":1,"y":1}}',
         '{"org":"cus_1","n":5,"x":{"y":1},"x.y":2}',
+        '{"data":[{"n":5}],"x":{"y":1},"x.y":2}',
     ],
 )
 def test_a_name_that_stands_twice_in_an_object_rejects_its_row(
