@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -199,7 +200,7 @@ class Pipeline:
         # An agent that the first `record()` has built: its caller wants the interpreter lock back
         # first. Not so with greenlets: the process may end meanwhile, and then gevent resolves no
         # names.
-        if not (_loaded or threads_are_greenlets()):
+        if "requests" not in sys.modules and not threads_are_greenlets():
             self._runtime.doorbell().wait(_STEP_BACK_SECONDS)
         _load()
 
