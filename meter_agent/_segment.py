@@ -55,6 +55,8 @@ class Segment:
         """Whether another process has written it."""
         self.sealed = self.recovered
         """Nothing more is written here."""
+        self.is_copy = False
+        """Whether its file is a copy of the one that it was written to: of a backup, perhaps."""
         self.outlives = path is not None
         """Whether others will find it when this process is gone."""
         # Where the next one begins and how many came before it, in one store: a signal handler that

@@ -53,6 +53,13 @@ class _Place(NamedTuple):
     mark: int
 
 
+def _first_sent_at(place: _Place) -> float | None:
+    # Unix seconds; None: never. What a copy says of an event was true when the copy was made: the
+    # original may have sent it since, at the earliest when it was recorded.
+    first = form.read_mark(place.mark)
+    return recorded_at(place.body) if first is None and place.segment.is_copy else first
+
+
 def _not_after(wall: float, first: float) -> float:
     # A mark from a time to come: a clock was set back between two lives. By a little, as clocks are
     # corrected, it is taken for now. By more, nobody knows when that was: long ago, to be safe.
@@ -326,7 +333,7 @@ class SpoolBuffer(EventBuffer):
             batch.places = {id(event): recorded[n] for event, n in zip(events, places, strict=True)}
             wall, monotonic = self.clock.time(), self._runtime.monotonic()
             for key, place in batch.places.items():
-                first = form.read_mark(place.mark)
+                first = _first_sent_at(place)
                 if first is not None:
                     first = _not_after(wall, first)
                     batch.attempted[key] = first, monotonic - (wall - first)

@@ -132,5 +132,5 @@ def recorded_at(body: bytes) -> float:
     """Return when it was recorded (unix seconds), without reading all of it; 0.0: unknown."""
     try:
         return int(body[1 : body.index(b",")]) / _NANOSECONDS
-    except ValueError:
+    except (ValueError, OverflowError):
         return decode(body)[0]

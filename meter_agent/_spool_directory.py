@@ -47,14 +47,14 @@ from meter_agent._segment_name import (
     prefix_in,
     segment_names,
 )
+from meter_agent._spool_files import allocate, file_identity, make_private, pieces
 from meter_agent._spool_header import HEADER_BYTES, VERSION, Header, read_header
 
-__all__ = ["SpoolDirectory", "SpoolFullError", "allocate"]
+__all__ = ["SpoolDirectory", "SpoolFullError"]
 
 _OPEN_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _NAMES_TRIED = 10
-_ZEROS_BYTES = 1 << 16
 
 
 class _AdoptedError(Exception):
@@ -155,13 +155,15 @@ class SpoolDirectory:
         descriptor = None
         try:
             descriptor = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, mode=0o600)
-            file = os.fstat(descriptor)
-            keys.append(claim_file(file))
+            keys.append(claim_file(os.fstat(descriptor)))
             self._lock_new(descriptor)
             allocate(descriptor, segment.bytes)
             header = read_header(segment.read(0, HEADER_BYTES))
             if header is not None and header.version == VERSION:
-                os.pwrite(descriptor, header._replace(inode=file.st_ino).to_bytes(), 0)
+                if not segment.is_copy:
+                    inode, generation = file_identity(descriptor)
+                    header = header._replace(inode=inode, generation=generation)
+                os.pwrite(descriptor, header.to_bytes(), 0)
                 name_owner(descriptor, this_process())
             else:
                 os.pwrite(descriptor, segment.read(0, segment.records_at), 0)
@@ -184,7 +186,7 @@ class SpoolDirectory:
             prefix,
             now,
             self._runtime.process_id(),
-            os.fstat(descriptor).st_ino,
+            *file_identity(descriptor),
             self._destination,
         )
         os.pwrite(descriptor, header.to_bytes(), 0)
@@ -219,8 +221,7 @@ class SpoolDirectory:
         Raises:
             OSError: It cannot be made, or others may write to it.
         """
-        with contextlib.suppress(FileExistsError):
-            os.makedirs(self.path, mode=0o700)
+        make_private(self.path)
         status = os.stat(self.path)
         if not stat.S_ISDIR(status.st_mode):
             raise NotADirectoryError(f"{self.path} is not a directory")
@@ -356,10 +357,13 @@ class SpoolDirectory:
 
     def _open(self, path: Path, descriptor: int, header: Header) -> Segment:
         size = os.fstat(descriptor).st_size
+        data = mmap.mmap(descriptor, size)
+        segment = Segment(header.prefix, data, path=path, end=size, records_at=header.records_at)
         if header.version == VERSION:
             name_owner(descriptor, this_process())
-        data = mmap.mmap(descriptor, size)
-        return Segment(header.prefix, data, path=path, end=size, records_at=header.records_at)
+            said = header.inode, header.generation
+            segment.is_copy = said != file_identity(descriptor)
+        return segment
 
     def _keep_without_header(self, path: Path, descriptor: int) -> tuple[None, list[str]] | None:
         # Nobody knows for whom its events are, nor their identifiers: the name says them as well,
@@ -367,38 +371,8 @@ class SpoolDirectory:
         if prefix_in(path.name) is None:
             raise ForeignSegmentError("neither its header nor its name is that of a segment")
         size = os.fstat(descriptor).st_size
-        if not any(_pieces(descriptor)):
+        if not any(pieces(descriptor)):
             path.unlink(missing_ok=True)  # its process died while making it
             return None
         reason = "its header is damaged, and nobody knows the identifiers of its events"
         return None, [self._quarantine.keep_file(path, size, reason)]
-
-
-def _pieces(descriptor: int) -> Iterator[bytes]:
-    # The content without zeros, piece by piece.
-    at = 0
-    while piece := os.pread(descriptor, _ZEROS_BYTES, at):
-        at += len(piece)
-        yield piece.strip(b"\0")
-
-
-def allocate(descriptor: int, size: int) -> None:
-    """Give the file *size* bytes that are really there, before it is mapped.
-
-    Blocks, not just a length: a write into a mapped hole on a full disk would kill the process.
-
-    Raises:
-        OSError: There is no space.
-    """
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except (AttributeError, OSError) as error:
-        if not isinstance(error, AttributeError) and error.errno not in _NO_FALLOCATE:
-            raise
-        for at in range(0, size, _ZEROS_BYTES):
-            piece = bytes(min(_ZEROS_BYTES, size - at))
-            if os.pwrite(descriptor, piece, at) < len(piece):
-                raise OSError(f"no space for {size} bytes") from None
-
-
-_NO_FALLOCATE = {22, 95}  # EINVAL, EOPNOTSUPP: the file system cannot

@@ -37,7 +37,7 @@ VERSION_1_HEADER_BYTES = 64
 
 # As in PNG: a byte beyond ASCII shows a channel of 7 bits, the line end a transfer as text.
 _MAGIC = b"\x89MTRSP\r\n"
-_START = struct.Struct("<8sHHIQ10s6xdQ4x")
+_START = struct.Struct("<8sHHIQ10s6xdQI")
 _START_CRC = struct.Struct("<I")
 _BLOCK_HEAD = struct.Struct("<HxxI")
 _DESTINATION_AT, _DESTINATION_BYTES = 64, 704
@@ -58,6 +58,8 @@ class Header(NamedTuple):
     """Who made it. For people to read: process ids are used again."""
     inode: int = 0
     """The number of the file that it was written to; 0: not said."""
+    generation: int = 0
+    """How often that number had been given to a file; 0: not said."""
     destination: Destination | None = None
     """For whom its events are; None: version 1, which does not say it."""
 
@@ -77,6 +79,7 @@ class Header(NamedTuple):
             self.prefix,
             self.created_at,
             self.inode,
+            self.generation,
         )
         header = start + _START_CRC.pack(crc32(start))
         if self.destination is not None:
@@ -94,8 +97,8 @@ def read_header(data: bytes | mmap) -> Header | None:
         return None
     if _START_CRC.unpack_from(data, _START.size)[0] != crc32(start):
         return None
-    _, version, _, process_id, segment_bytes, prefix, created_at, inode = _START.unpack(start)
-    header = Header(version, segment_bytes, prefix, created_at, process_id, inode)
+    _, version, _, process_id, segment_bytes, prefix, created_at, *file = _START.unpack(start)
+    header = Header(version, segment_bytes, prefix, created_at, process_id, *file)
     if version != VERSION:
         return header
     said = _read_block(data, _DESTINATION_AT, _DESTINATION_BYTES)

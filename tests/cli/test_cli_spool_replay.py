@@ -18,6 +18,7 @@ from meter_agent._destination import NOT_SAID, Destination
 from meter_agent._identifier import draw_prefix
 from meter_agent._runtime import SystemRuntime
 from meter_agent._segment_name import name_of
+from meter_agent._spool_files import file_identity
 from meter_agent._spool_header import VERSION, Header
 from meter_agent.sandbox import Fault, Sandbox
 from meter_agent.sandbox.server import SandboxServer
@@ -64,15 +65,25 @@ def leave_in_a_small_file(path: Path, number: int) -> None:
     prefix = draw_prefix(SystemRuntime())
     body = f'[{time.time_ns()},"tokens","cus_1",1]'.encode()
     record = form.RECORD_HEAD.pack(form.RECORD_MAGIC, len(body), 0, crc32(body)) + body
-    header = Header(VERSION, 4096, prefix, time.time(), 1, 0, NOT_SAID).to_bytes()
     name = name_of(time.time() + number / 1000, prefix, 4096)
-    (path / name).write_bytes((header + record).ljust(4096, b"\0"))
+    with (path / name).open("wb") as file:
+        identity = file_identity(file.fileno())
+        header = Header(VERSION, 4096, prefix, time.time(), 1, *identity, NOT_SAID)
+        file.write((header.to_bytes() + record).ljust(4096, b"\0"))
 
 
 def replay(*arguments: object, **options: Any) -> tuple[int, dict[str, Any], str]:
     outcome = run("spool", "replay", "--json", *arguments, **options)
     assert outcome.stdout, outcome.stderr
     return outcome.returncode, json.loads(outcome.stdout), outcome.stderr
+
+
+def wait_until_it_sends(process: Any) -> None:
+    """Read what a replay says of its progress until a request is on its way."""
+    while (
+        "in flight" not in (line := first_line(process, process.stderr)) or "in flight 0 " in line
+    ):
+        assert line, "it has ended"
 
 
 def billed(stripe: Sandbox) -> int:
@@ -112,12 +123,15 @@ def test_what_becomes_stale_while_it_runs_is_delivered_too(
     with owner(shared, events=5) as process:
         for segment in segments(spool):  # not before: the owner recovers what it finds
             segment.rename(shared / segment.name)
-        stripe.add_fault(Fault("delay", seconds=1.0, times=1))
+        stripe.add_fault(Fault("status", status=503))
         with started("spool", "replay", shared, "--sandbox-url", url) as command:
-            while "in flight 0 " in first_line(command, command.stderr):
-                pass
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while not any("stream" in request.path for request in stripe.requests):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             process.kill()
             process.wait()
+            stripe.clear_faults()
             command.communicate(timeout=PATIENCE_SECONDS)
     assert (command.returncode, billed(stripe), segments(shared)) == (0, 310, [])
 
@@ -177,8 +191,7 @@ def test_ctrl_c_leaves_the_rest_in_the_spool_and_the_next_run_delivers_it_once(
     # The server takes everything in and acknowledges nothing.
     stripe.add_fault(Fault("hang", accept=True))
     with started("spool", "replay", spool, "--sandbox-url", url) as process:
-        while "in flight 0 " in first_line(process, process.stderr):
-            pass
+        wait_until_it_sends(process)
         process.send_signal(signal.SIGINT)
         output, talk = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130
@@ -196,8 +209,7 @@ def test_kill_minus_9_in_the_middle_is_made_good_by_the_next_run(
 ) -> None:
     stripe.add_fault(Fault("hang", accept=True))
     with started("spool", "replay", spool, "--sandbox-url", url) as process:
-        while "in flight 0 " in first_line(process, process.stderr):
-            pass
+        wait_until_it_sends(process)
         process.kill()
     stripe.clear_faults()
     status, report, _ = replay(spool, "--sandbox-url", url)

@@ -105,7 +105,7 @@ def as_version_1(segment: Path) -> None:
     content = segment.read_bytes()
     header = read_header(content)
     assert header is not None
-    old = header._replace(version=1, inode=0, destination=None).to_bytes()
+    old = header._replace(version=1, inode=0, generation=0, destination=None).to_bytes()
     segment.write_bytes((old + content[HEADER_BYTES:]).ljust(len(content), b"\0"))
 
 

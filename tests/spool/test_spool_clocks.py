@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections import Counter
@@ -12,10 +13,11 @@ from typing import Any, Literal
 import pytest
 
 from meter_agent import MeterAgent, Stats
+from meter_agent._runtime import SystemRuntime
 from meter_agent._steady_clock import SteadyClock
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent, wait_until
-from tests.spool.spools import Spool, heir_of, take
+from tests.spool.spools import Spool, heir_of, left_by_a_dead_process, take
 from tests.virtual import ShiftedRuntime, VirtualRuntime
 
 HOUR = 3600.0
@@ -253,3 +255,34 @@ def test_claims_that_contradict_each_other_are_never_believed(runtime: VirtualRu
         runtime.advance(30.0)
         runtime.wall_clock.wall += HOUR
         assert clock.time() == runtime.clock.time() - n * HOUR
+
+
+@pytest.mark.parametrize("age", [HOUR, 25 * HOUR], ids=["within the window", "a day later"])
+def test_a_copy_of_a_segment_is_sent_while_stripe_knows_its_identifiers_and_uncertain_later(
+    lives: Lives, sandbox: Sandbox, tmp_path: Path, age: float
+) -> None:
+    # A backup is made before anything is sent, and restored when all of it was delivered.
+    spool, backup = tmp_path / "spool", tmp_path / "backup"
+    left_by_a_dead_process(spool, SystemRuntime(), events=2)
+    shutil.copytree(spool, backup)
+    lives.deliver(Clocks())
+    assert set(lives.billed.values()) == {1}
+    shutil.copytree(backup, spool, dirs_exist_ok=True)
+    sandbox.advance(age)
+    clocks = Clocks(ahead=age)
+    agent = lives.begin(clocks)
+    flusher = agent._pipeline._flusher
+    assert flusher._wait_until(lambda: ended(agent.stats()) == 2, clocks.monotonic() + 60)
+    final = agent.close(20)
+    late = age > 24 * HOUR
+    assert (final.delivered, final.uncertain) == ((0, 2) if late else (2, 0))
+    assert set(lives.billed.values()) == {1}
+
+
+def test_a_segment_that_was_moved_on_its_file_system_is_no_copy(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    left_by_a_dead_process(tmp_path / "spool", runtime)
+    (tmp_path / "spool").rename(tmp_path / "elsewhere")
+    batch = take(heir_of(tmp_path / "elsewhere", runtime).buffer)
+    assert (len(batch.open), batch.attempted) == (10, {})

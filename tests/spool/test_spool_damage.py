@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from meter_agent import _spool_format as form
 from meter_agent._ledger import Outcome
+from meter_agent._spool_body import InvalidRecord, recorded_at
 from meter_agent._spool_header import HEADER_BYTES, OWNER_AT, VERSION, read_header
 from tests.spool.spools import (
     Spool,
@@ -195,3 +198,56 @@ def test_a_damaged_piece_is_kept_only_where_there_is_room_for_it_and_its_reason(
     assert second.buffer.counts().quarantined == 1
     assert not [file for file in tmp_path.rglob("quarantine/*") if file.is_file()]
     assert "the spool is full" in second.said[-1][1]["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"[{10**400},1,2,3]".encode(),
+        f"[-{10**400},1,2,3]".encode(),
+        f"[{'9' * 5000},1,2,3]".encode(),
+        b"[1e999,1,2,3]",
+        b"[NaN,1,2,3]",
+        b'["1",1,2,3]',
+        b"[[],1,2,3]",
+        b"{}",
+        b"[,",
+        b"\x00",
+    ],
+    ids=lambda body: body[:9].decode(),
+)
+def test_a_record_whose_checksum_is_right_and_that_no_version_wrote_is_a_dead_letter(
+    tmp_path: Path, runtime: VirtualRuntime, body: bytes
+) -> None:
+    segment = left_by_a_dead_process(tmp_path, runtime, events=1)
+    content = segment.read_bytes()
+    end = content.rindex(b"]") + 1
+    record = form.RECORD_HEAD.pack(form.RECORD_MAGIC, len(body), 0, crc32(body)) + body
+    segment.write_bytes(content[:end] + record + content[end + len(record) :])
+    heir = heir_of(tmp_path, runtime)
+    assert isinstance(recorded_at(body), float)
+    counts = heir.buffer.counts()
+    assert counts.recovered == 2
+    assert counts.oldest_recorded_at is not None
+    batch = heir.buffer.take(100)
+    assert batch is not None
+    invalid = [event for _, event in heir.buffer.recorded(batch)][1]
+    assert isinstance(invalid, InvalidRecord) or invalid[0] != invalid[0] or body[:2] == b"[1"
+
+
+@pytest.mark.parametrize("name", ["0", "copy"])
+def test_a_second_name_of_a_segment_goes_with_it_and_its_events_are_billed_once(
+    tmp_path: Path, runtime: VirtualRuntime, name: str
+) -> None:
+    spool = Spool(tmp_path, runtime)
+    for n in range(10):
+        assert spool.record("tokens", "cus_1", n)
+    (segment,) = segments(tmp_path)
+    os.link(segment, segment.with_name(f"{name}{segment.name[1:]}"))
+    billed = values(take_all(spool.buffer))
+    for _ in range(3):
+        runtime.advance(31.0)
+        spool.buffer.tend()
+        billed += values(take_all(spool.buffer))
+    assert billed == list(range(10))
+    assert segments(tmp_path) == []

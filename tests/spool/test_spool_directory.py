@@ -30,6 +30,18 @@ def test_files_are_for_their_owner_alone(tmp_path: Path, runtime: VirtualRuntime
     assert {mode for path, mode in modes.items() if path.is_file()} == {0o600}
 
 
+def test_parents_that_are_made_on_the_way_are_private_too_whatever_the_umask(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    before = os.umask(0)
+    try:
+        left_by_a_dead_process(tmp_path / "a" / "b" / "c", runtime)
+    finally:
+        os.umask(before)
+    made = [tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made} == {0o700}
+
+
 def test_nothing_is_made_before_the_first_event(tmp_path: Path, runtime: VirtualRuntime) -> None:
     Spool(tmp_path / "spool", runtime)
     assert not (tmp_path / "spool").exists()

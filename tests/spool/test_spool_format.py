@@ -30,9 +30,10 @@ HEADER = Header(
     1_795_000_000.25,
     77,
     4711,
+    12,
     Destination("host", "live", "acct_1"),
 )
-VERSION_1 = HEADER._replace(version=1, inode=0, destination=None)
+VERSION_1 = HEADER._replace(version=1, inode=0, generation=0, destination=None)
 BODIES = [b'[1,"tokens","cus_1",1]', b'[2,"tokens","cus_2",22]', b'[3,"t","cus_3","0.5"]']
 
 

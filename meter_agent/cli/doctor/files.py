@@ -15,7 +15,8 @@ from pathlib import Path
 from meter_agent import Config
 from meter_agent._dead_letters import FILE_BYTES_MAX
 from meter_agent._runtime import SystemRuntime
-from meter_agent._spool_directory import SpoolDirectory, allocate
+from meter_agent._spool_directory import SpoolDirectory
+from meter_agent._spool_files import allocate
 from meter_agent.cli.doctor.file_systems import FileSystem, file_system_of
 from meter_agent.cli.doctor.finding import Finding, State, failed, not_checked, ok, warning
 from meter_agent.cli.exit_codes import ExitCode
