@@ -19,6 +19,8 @@ _SHIPPED = "data/azure_llm_trace_2023.csv"
 _SPAN_SECONDS_MAX = 34 * 86_400
 _TOKEN_DIGITS_MAX = 15
 
+_CELL_CHARACTERS_MAX = 131_072
+
 
 class TraceError(Exception):
     """A trace that cannot be replayed; the message names file, line and what is wrong."""
@@ -52,6 +54,7 @@ def read_trace(path: Path) -> list[TraceRow]:
     try:
         # The signature that some editors put in front is no part of the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as lines:
+            csv.field_size_limit(_CELL_CHARACTERS_MAX)  # of the process, and others set it too
             rows = list(_rows(path, csv.DictReader(lines)))
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from None
