@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from meter_agent._config import Config
 from meter_agent._dead_letters import DeadLetter
 from meter_agent._event import Label, Name, Value
+from meter_agent._hand_over import OnDrop
 from meter_agent._health import Health, Room
 from meter_agent._ledger import DropReason, Stats
 from meter_agent._pipeline import Pipeline
@@ -44,9 +45,13 @@ class MeterAgent:
         config: The settings. None: read from the environment.
         on_dead_letter: Called with a `DeadLetter` for each event that cannot be billed, once.
         on_error: Called with a `MeterAgentError` for each request that has to be made again.
+        on_drop: Called with a list of events and the reason (`"overflow"`, `"shutdown"`) when
+            events were dropped: each event as it would have gone over the wire. At most 1 000 of
+            them wait for the call; further ones are counted in `stats().dropped` only.
         **settings: Any field of `Config`; they win over *config* and over the environment.
 
-    Both callbacks are called from a sender thread, outside every lock. What they raise is logged
+    The callbacks are called from a sender thread, or from the one that closes the agent, outside
+    every lock. What they raise is logged
     and goes no further. They may record, flush and close; there, `flush()` and `close()` do not
     wait.
 
@@ -69,6 +74,7 @@ class MeterAgent:
         *,
         on_dead_letter: Callable[[DeadLetter], None] | None = None,
         on_error: Callable[[MeterAgentError], None] | None = None,
+        on_drop: OnDrop | None = None,
         **settings: Any,
     ) -> None:
         from_environment = config is None
@@ -76,7 +82,7 @@ class MeterAgent:
             config = Config.from_env(**settings)
         elif settings:
             config = dataclasses.replace(config, **settings)
-        self._assemble(config, on_dead_letter=on_dead_letter, on_error=on_error)
+        self._assemble(config, on_dead_letter=on_dead_letter, on_error=on_error, on_drop=on_drop)
         self._pipeline.load()
         if from_environment:
             self._pipeline.tell_unknown_variables()
@@ -87,6 +93,8 @@ class MeterAgent:
         *,
         on_dead_letter: Callable[[DeadLetter], None] | None = None,
         on_error: Callable[[MeterAgentError], None] | None = None,
+        on_drop: OnDrop | None = None,
+        keep_dropped: bool = True,
         runtime: Runtime | None = None,
         open_adapter: Callable[[], BaseAdapter] | None = None,
         refusal: DropReason | None = None,
@@ -98,6 +106,8 @@ class MeterAgent:
             self._runtime,
             on_dead_letter=on_dead_letter,
             on_error=on_error,
+            on_drop=on_drop,
+            keep_dropped=keep_dropped,
             open_adapter=open_adapter,
             refusal=DropReason.DISABLED if config.disabled and not refusal else refusal,
         )

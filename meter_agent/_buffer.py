@@ -203,7 +203,7 @@ class RingBuffer(EventBuffer):
         # Also by an event that found no place: when no thread could be started before, the next
         # call has to try again, and in a full buffer each next call is one of these.
         self._ring_if_wanted()
-        return entered or self._refuse()
+        return entered or self._refuse(_as_recorded(event))
 
     def _enter_nested(self, event: Any) -> bool:
         # A signal handler or `__del__` interrupted this very thread inside the lock, perhaps
@@ -221,7 +221,9 @@ class RingBuffer(EventBuffer):
     def _enter_in_turn(self, event: Any) -> bool:
         with self._lock:
             if len(self) >= self._capacity and self._overflow == "drop_oldest":
-                self._evicted += len(self._pop(1))
+                evicted = self._pop(1)
+                self._evicted += len(evicted)
+                self._keep_dropped(DropReason.OVERFLOW, evicted)
             if len(self) < self._capacity:
                 entered = self._put(event)
                 self._open_door_if_room()
@@ -374,8 +376,17 @@ class RingBuffer(EventBuffer):
         """Drop what still waits; returns how many. Everything after this is refused."""
         with self._lock:
             self._sealed = True
-            count = len(self)
+            oldest = self._pop(min(len(self), self._dropped.places))
+            rest = len(self)
             self._events.clear()
+            count = len(oldest) + rest
             self._taken += count
             self._settled[Outcome.SHUTDOWN] += count
+            self._keep_dropped(DropReason.SHUTDOWN, oldest)
+            self._dropped.lose(rest)
             return count
+
+
+def _as_recorded(event: Any) -> Any:
+    details, recorded_at, name, customer, value = event
+    return recorded_at, name, customer, value, *details

@@ -129,7 +129,8 @@ class Config:
         "What a full buffer does. `drop_newest`: `record()` returns False. `drop_oldest`: the"
         " oldest unsent event makes room. `block`: `record()` waits at most"
         " `block_timeout_seconds`, then returns False. Each event lost is counted under"
-        " `overflow` and logged.",
+        " `overflow`, logged, handed to `on_drop`, and written to `dead_letter_file`; of those that"
+        " wait for that, at most 1 000.",
     )
     block_timeout_seconds: float = _setting(
         1.0,

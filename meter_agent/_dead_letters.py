@@ -47,6 +47,9 @@ class DeadLetterReason(enum.StrEnum):
     TOO_OLD = "too_old"
     """Its timestamp is more than 35 days back, which Stripe refuses."""
 
+    DROPPED = "dropped"
+    """The agent gave it up before it was ever sent: the buffer was full, or the agent closed."""
+
     UNCERTAIN = "uncertain"
     """Stripe may have it, and sending it again could bill it twice."""
 
@@ -154,13 +157,14 @@ class DeadLetterFile:
         self._log = log
         self._on_letter = on_letter
 
-    def write(self, letter: DeadLetter) -> None:
-        """Keep *letter*. A file that cannot be written is counted and logged, never raised."""
-        if self._path is not None:
+    def write(self, *letters: DeadLetter) -> None:
+        """Keep *letters*, at once. What cannot be written is counted and logged, never raised."""
+        if self._path is not None and letters:
             try:
-                self._append(letter.to_json().encode("utf-8", "backslashreplace") + b"\n")
+                lines = "".join(f"{letter.to_json()}\n" for letter in letters)
+                self._append(lines.encode("utf-8", "backslashreplace"))
             except Exception as error:  # noqa: BLE001 - no letter is worth a sender
-                self._failed(str(error), 1)
+                self._failed(str(error), len(letters))
             else:
                 self._problem = None
 
@@ -176,9 +180,8 @@ class DeadLetterFile:
         progress = Progress(self._runtime)
 
         def write() -> None:
-            for letter in letters:
-                self.write(letter)
-                written.append(True)
+            self.write(*letters)
+            written.append(True)
             progress.tell()
 
         try:
@@ -186,9 +189,9 @@ class DeadLetterFile:
                 self._runtime.start_thread(write, "meter-agent-letters")
         except (RuntimeError, MemoryError):
             write()  # the interpreter ends, or is out of threads
-        if not progress.wait_until(lambda: len(written) == len(letters), deadline):
+        if not progress.wait_until(lambda: bool(written), deadline):
             self._hangs = True
-            self._failed("its file system does not answer", len(letters) - len(written))
+            self._failed("its file system does not answer", len(letters))
 
     def problems(self) -> dict[Problem, str]:
         """Return what is wrong with the file since the last letter."""

@@ -213,8 +213,10 @@ def reopen() -> MeterAgent:
     agent = get_agent()
     if not agent.closed:
         return agent
-    on_dead_letter, on_error = agent._pipeline.callbacks  # noqa: SLF001
-    return configure(agent.config, on_dead_letter=on_dead_letter, on_error=on_error)
+    on_dead_letter, on_error, on_drop = agent._pipeline.callbacks  # noqa: SLF001
+    return configure(
+        agent.config, on_dead_letter=on_dead_letter, on_error=on_error, on_drop=on_drop
+    )
 
 
 @contextmanager

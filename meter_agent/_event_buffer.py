@@ -19,6 +19,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from meter_agent._batch import Batch
+from meter_agent._dropped import DroppedEvents
 from meter_agent._event import Label, MeterEvent, Name
 from meter_agent._health import Problem, Room
 from meter_agent._ledger import Counts, DropReason, Outcome, Tally
@@ -65,6 +66,9 @@ class Terms(NamedTuple):
     on_fork: Callable[[], None]
     """Called when a child of `fork` is noticed by its first `record()`."""
 
+    dropped: DroppedEvents = DroppedEvents(wanted=False)
+    """Where dropped events wait to be handed over."""
+
 
 class EventBuffer(ABC):
     """A bounded queue of recorded events, and the account of each of them.
@@ -82,7 +86,8 @@ class EventBuffer(ABC):
         self._runtime = runtime
         self.clock = SteadyClock(runtime)
         """What may have been sent when, and whether that is too long ago."""
-        self._overflow, self._block_timeout_seconds, self._wake, self._on_fork = terms
+        self._overflow, self._block_timeout_seconds, self._wake, self._on_fork = terms[:4]
+        self._dropped = terms.dropped
         self._door = _wiped_on_fork()
         self._refusal: DropReason | None = None
         self._fork_turn = deque([True])
@@ -141,8 +146,13 @@ class EventBuffer(ABC):
             self._fork_turn.append(True)
         return True
 
-    def _refuse(self) -> bool:
-        self._refused[self._refusal or DropReason.OVERFLOW].up()
+    def _refuse(self, event: Any = None) -> bool:
+        # *event*, as it was recorded, is kept only where it finds the buffer full. After `close()`,
+        # and where the agent never works, nobody is there to hand it to.
+        reason = self._refusal or DropReason.OVERFLOW
+        self._refused[reason].up()
+        if event is not None and reason is DropReason.OVERFLOW:
+            self._dropped.keep(reason, event)
         return False
 
     def _cannot_hold(self) -> bool:
@@ -168,6 +178,10 @@ class EventBuffer(ABC):
         """Count *count* events that were refused before there was this buffer."""
         for _ in range(count):
             self._refused[reason].up()
+
+    def _keep_dropped(self, reason: DropReason, events: Sequence[Any]) -> None:
+        for event in events:
+            self._dropped.keep(reason, event)
 
     # -- the senders' side ---------------------------------------------------------------------
 

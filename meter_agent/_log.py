@@ -41,6 +41,7 @@ LOG_EVENTS = {
     "meter_agent.event_dead_lettered": "An event cannot be billed as it is.",
     "meter_agent.events_uncertain": "Stripe may or may not have events; a human must decide.",
     "meter_agent.events_dropped": "Events were dropped; *reason* says why.",
+    "meter_agent.dropped_not_kept": "More events were dropped than wait to be handed over.",
     "meter_agent.spool_recovered": "Events of a dead process were in the spool; they are sent.",
     "meter_agent.spool_failed": "The spool cannot be used; memory takes over for a while.",
     "meter_agent.spool_file_left_alone": "A file in the spool is not sent; *error* says why.",

@@ -9,15 +9,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meter_agent import _lifecycle
+from meter_agent._batch import Batch
 from meter_agent._brake import Brake
 from meter_agent._buffer import RingBuffer
 from meter_agent._config import Config, unknown_variables
 from meter_agent._connection import destination_in, open_stream
 from meter_agent._dead_letters import DeadLetter, DeadLetterFile, DeadLetterReason, letter_of
 from meter_agent._destination import Destination
+from meter_agent._dropped import DroppedEvents
 from meter_agent._event import EventEncoder, MeterEvent
 from meter_agent._event_buffer import EventBuffer, Record, Terms
 from meter_agent._flusher import Flusher
+from meter_agent._hand_over import HandOver, OnDrop
 from meter_agent._health import Health, Problem, Room, diagnose
 from meter_agent._held import HeldBatches
 from meter_agent._imports import (
@@ -43,6 +46,7 @@ __all__ = ["Pipeline"]
 Callbacks = tuple[
     Callable[[DeadLetter], None] | None,
     Callable[[MeterAgentError], None] | None,
+    OnDrop | None,
 ]
 
 _ANNOUNCE_SECONDS = 0.2
@@ -59,6 +63,8 @@ class Pipeline:
         runtime: Clocks, locks, threads.
         on_dead_letter: The application's callback.
         on_error: The application's callback.
+        on_drop: The application's callback.
+        keep_dropped: False: dropped events are counted only, whatever file and callback there are.
         open_adapter: Makes the requests adapter that sends; None for the real network.
         refusal: Refuse every event from the start, for this reason.
     """
@@ -70,12 +76,16 @@ class Pipeline:
         *,
         on_dead_letter: Callable[[DeadLetter], None] | None,
         on_error: Callable[[MeterAgentError], None] | None,
+        on_drop: OnDrop | None,
+        keep_dropped: bool,
         open_adapter: Callable[[], BaseAdapter] | None,
         refusal: DropReason | None,
     ) -> None:
         self._config = config
         self._runtime = runtime
-        self._callbacks: Callbacks = on_dead_letter, on_error
+        self._callbacks: Callbacks = on_dead_letter, on_error, on_drop
+        kept = on_drop is not None or config.dead_letter_path is not None
+        self._dropped = DroppedEvents(wanted=keep_dropped and kept)
         self._open_adapter = open_adapter
         self.shutdown_timeout_seconds = config.shutdown_timeout_seconds
         self._encoder = EventEncoder(*config.encoder_keys)
@@ -97,6 +107,7 @@ class Pipeline:
             config.block_timeout_seconds,
             wake=self._wake,
             on_fork=self.start_over_after_fork,
+            dropped=self._dropped,
         )
         if config.spool_dir is None:
             return RingBuffer(self._runtime, terms, capacity=config.buffer_events)
@@ -144,13 +155,21 @@ class Pipeline:
         self._log = EventLog(runtime)
         self._traffic = Traffic(runtime)
         self._overflow_told = 0
-        on_dead_letter, on_error = self._callbacks
+        on_dead_letter, on_error, on_drop = self._callbacks
         self._on_error = self._guarded(on_error)
         self._letters = DeadLetterFile(
             config.dead_letter_path,
             log=self._log,
             on_letter=self._guarded(on_dead_letter),
             runtime=runtime,
+        )
+        self._hand_over = HandOver(
+            runtime,
+            dropped=self._dropped,
+            encoder=self._encoder,
+            letters=self._letters,
+            on_drop=self._guarded(on_drop),
+            log=self._log,
         )
         self._own_identifiers = OwnIdentifiers(runtime, self._log)
         self._pace = Pace(
@@ -304,7 +323,7 @@ class Pipeline:
 
     @property
     def callbacks(self) -> Callbacks:
-        """The application's *on_dead_letter* and *on_error*, as they were given."""
+        """*on_dead_letter*, *on_error* and *on_drop* of the application, as they were given."""
         return self._callbacks
 
     def stats(self) -> Stats:
@@ -454,6 +473,7 @@ class Pipeline:
         end_short_switch_interval()
         self._flusher.disown()
         self._buffer.start_over_after_fork()
+        self._dropped.start_over()
         self._wire()
 
     # -- inside --------------------------------------------------------------------------------
@@ -487,6 +507,7 @@ class Pipeline:
             self._buffer.keep_abandoned(batch)
             unanswered = [event for event in batch.open if id(event) in batch.attempted]
             never_sent = batch.size - len(unanswered)
+            self._keep_never_sent(batch)
             self._buffer.settle_abandoned(batch, never_sent, Outcome.SHUTDOWN)
             letters = [_unanswered(event, batch.sent_at[id(event)], now) for event in unanswered]
             self._letters.write_until(until, letters)
@@ -496,7 +517,18 @@ class Pipeline:
                 # allowed to hold up the exit.
                 if self._runtime.monotonic() < deadline + _ANNOUNCE_SECONDS:
                     self._letters.announce(letter)
+        # Last, because what is uncertain is known nowhere else.
+        self._hand_over.run(until)
+        self._hand_over.end()
         self._buffer.release()
+
+    def _keep_never_sent(self, batch: Batch) -> None:
+        unsent = [event for event in batch.open if id(event) not in batch.attempted]
+        for event in unsent:
+            self._dropped.keep(DropReason.SHUTDOWN, event)
+        if batch.events is not None and len(batch.events) == batch.size:
+            for identifier, event in self._buffer.recorded(batch):
+                self._dropped.keep(DropReason.SHUTDOWN, event, identifier)
 
     def _read_stats(self) -> Stats:
         wire: dict[str, Any] = {"dead_letter_failures": self._letters.failures}
@@ -506,12 +538,12 @@ class Pipeline:
 
     # -- what is told --------------------------------------------------------------------------
 
-    def _guarded(self, callback: Callable[[Any], None] | None) -> Callable[[Any], None]:
-        def call(argument: Any) -> None:
+    def _guarded(self, callback: Callable[..., None] | None) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
             if callback is None or self._final is not None:
                 return
             try:
-                callback(argument)
+                callback(*arguments)
             except BaseException as error:  # noqa: BLE001 - SystemExit would end the sender thread
                 self._log.say("meter_agent.callback_failed", ERROR, error=type(error).__name__)
 
@@ -526,6 +558,7 @@ class Pipeline:
         self._on_error(error)
 
     def _tell_drops(self) -> None:
+        self._hand_over.run()
         # Only what happens while the agent is open; the final line tells the rest.
         reason = DropReason.OVERFLOW.value
         count = self._buffer.counts().dropped.get(reason, 0)

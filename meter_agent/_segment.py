@@ -14,7 +14,7 @@ import contextlib
 import mmap
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from meter_agent import _spool_format as form
@@ -233,10 +233,13 @@ class Segment:
 
     def oldest(self) -> form.Record | None:
         """Return the next event to be taken, and leave it where it is."""
+        return next(self.waiting_records(), None)
+
+    def waiting_records(self) -> Iterator[form.Record]:
+        """Yield the events that wait, the oldest first, and leave them where they are."""
         for piece in form.scan(self._data, self.taken_through, self._counted[0]):
             if isinstance(piece, form.Record) and piece.mark != form.SETTLED:
-                return piece
-        return None
+                yield piece
 
     def identifier(self, offset: int) -> str:
         """Return the identifier minted for the event at *offset*."""

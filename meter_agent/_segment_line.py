@@ -6,6 +6,7 @@ ones. Every method is called with the lock of the buffer held.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from meter_agent._segment import Segment
@@ -88,13 +89,15 @@ class SegmentLine:
             self._supply.remove(segment)
         return len(ended)
 
-    def evict(self) -> bool:
+    def evict(self, given_up: Callable[[Segment], object]) -> bool:
         """Make room by a whole file, the oldest of which nothing may have been sent. False: none.
 
-        What was sent ends as delivered or uncertain, never as dropped.
+        What was sent ends as delivered or uncertain, never as dropped. *given_up* may look at the
+        segment before its events are gone.
         """
         for segment in self.segments:
             if segment.may_be_given_up:
+                given_up(segment)
                 self._leave(segment, evicted=segment.waiting)
                 segment.give_up_waiting()
                 self._supply.remove(segment)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 __all__ = ["nearest", "unknown_names"]
 
-_CALLBACKS = ("on_dead_letter", "on_error")
+_CALLBACKS = ("on_dead_letter", "on_error", "on_drop")
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from meter_agent import _spool_format as form
@@ -41,6 +42,7 @@ from meter_agent._written_line import WrittenLine
 __all__ = ["SpoolBuffer"]
 
 _WAKE_AGAIN_SECONDS = 0.25
+_BODY_BEGINS = form.RECORD_OVERHEAD_BYTES
 _CLOCK_CORRECTION_SECONDS_MAX = 60.0
 
 
@@ -187,7 +189,7 @@ class SpoolBuffer(EventBuffer):
             # there is no room: no thread could be started before, perhaps.
             self._next_wake_at = now + _WAKE_AGAIN_SECONDS
             self._call_sender()
-        return entered or self._refuse()
+        return entered or self._refuse(record[_BODY_BEGINS:])
 
     def _enter_in_turn(self, record: bytes) -> bool:
         with self._lock:
@@ -205,7 +207,21 @@ class SpoolBuffer(EventBuffer):
         if self._overflow != "drop_oldest":
             return False
         # What was adopted is the oldest, but a disk that fails has no use for its room.
-        return (self._supply.makes_files and self._adopted.evict()) or self._own.evict()
+        return (self._supply.makes_files and self._adopted.evict(self._keep_evicted)) or (
+            self._own.evict(self._keep_evicted)
+        )
+
+    def _keep_evicted(self, segment: Segment) -> None:
+        self._keep_waiting(segment, DropReason.OVERFLOW)
+
+    def _keep_waiting(self, segment: Segment, reason: DropReason) -> None:
+        # Of a file that is just being evicted, within `record()`: as many as find a place.
+        if not self._dropped.wanted:
+            return
+        kept = list(islice(segment.waiting_records(), self._dropped.places))
+        for record in kept:
+            self._dropped.keep(reason, record.body, segment.identifier(record.offset))
+        self._dropped.lose(segment.waiting - len(kept))
 
     # -- the senders' side ---------------------------------------------------------------------
 
@@ -454,6 +470,7 @@ class SpoolBuffer(EventBuffer):
                 with contextlib.suppress(OSError):
                     segment.look_whether_it_outlives()
                 if not segment.outlives:
+                    self._keep_waiting(segment, DropReason.SHUTDOWN)
                     dropped += segment.give_up_waiting()
             self._settled[Outcome.SHUTDOWN] += dropped
             return dropped

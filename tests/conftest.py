@@ -90,7 +90,7 @@ def make_agent(sandbox: Sandbox) -> Iterator[MakeAgent]:
     def make(*, sleep: Callable[[float], object] = time.sleep, **settings: Any) -> MeterAgent:
         seams = {
             name: settings.pop(name)
-            for name in ("on_dead_letter", "on_error", "runtime", "refusal")
+            for name in ("on_dead_letter", "on_error", "on_drop", "runtime", "refusal")
             if name in settings
         }
         agent = build(

@@ -121,6 +121,8 @@ class _MemoryPipeline:
         *,
         on_dead_letter: Any,
         on_error: Any,
+        on_drop: Any,
+        keep_dropped: bool,  # noqa: ARG002 - nothing is full here
         refusal: DropReason | None,
         open_adapter: Any,  # noqa: ARG002 - nothing is sent
     ) -> None:
@@ -130,7 +132,7 @@ class _MemoryPipeline:
         self.shutdown_timeout_seconds = config.shutdown_timeout_seconds
         self._default_keys, self._keys_by_event = config.encoder_keys
         self._encoder = EventEncoder(self._default_keys, self._keys_by_event)
-        self.callbacks = on_dead_letter, on_error
+        self.callbacks = on_dead_letter, on_error, on_drop
         self._refusal = refusal
         self._recorded = 0
         self._dropped: Counter[str] = Counter()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from meter_agent import MeterAgent
 from meter_agent.cli.dead_letters.letters import Choice, Letters
 from meter_agent.cli.dead_letters.resent import Resent, State
 from meter_agent.sandbox import Fault, Sandbox
@@ -143,6 +144,36 @@ def test_on_a_terminal_it_asks(
         os.close(main)
     assert b"1 letter to be sent" in talk
     assert identifiers(stripe) == sent
+
+
+def test_dropped_events_are_sent_under_the_identifiers_of_their_letters(
+    file: Path, stripe: Sandbox
+) -> None:
+    agent = MeterAgent(dead_letter_file=file, buffer_events=3, flush_interval_seconds=60.0)
+    stripe.add_fault(Fault("status", status=503))
+    held = [agent.record("tokens", "cus_1", n) for n in range(1, 10)]
+    final = agent.close(0)
+    stripe.clear_faults()
+    dropped = final.dropped["overflow"] + final.dropped.get("shutdown", 0)
+    assert dropped + final.uncertain == len(held)
+    status, report, _ = resend("--yes", "--reason", "dropped", file)
+    assert (status, report["delivered"]) == (0, dropped)
+    letters = [json.loads(line) for line in file.read_text().splitlines()]
+    sent = [letter["event"] for letter in letters if letter["reason"] == "dropped"]
+    assert identifiers(stripe) == [event["identifier"] for event in sent]
+    again, report, _ = resend("--yes", "--reason", "dropped", file)
+    assert (again, stripe.totals()["accepted"]) == (0, dropped)
+
+
+def test_what_could_not_be_sent_again_does_not_become_a_second_letter(
+    file: Path, stripe: Sandbox
+) -> None:
+    write(file, letter("event-1", reason="dropped", attempted_seconds_ago=None))
+    before = file.read_bytes()
+    stripe.add_fault(Fault("status", status=503, on="session"))
+    status, _, _ = resend("--yes", "--patience", "0.3", file)
+    assert status != 0
+    assert file.read_bytes() == before
 
 
 def test_uncertain_letters_want_a_word_of_their_own(file: Path, stripe: Sandbox) -> None:

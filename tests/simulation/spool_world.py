@@ -264,6 +264,7 @@ class SpoolWorld(World):
     def leave(self) -> None:
         self.books.final = self.agent.stats()
         self.books.check_lives(self.letters(), self.sandbox.ledger(), self.disk.records())
+        self.check_dropped()
         self.check_pressure()
         if self.heals:
             self.check_recovered(self.books.final)

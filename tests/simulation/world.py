@@ -402,7 +402,20 @@ class World:
         return 0
 
     def letters(self) -> dict[int, str]:
-        """Number and reason of every dead letter in the file."""
+        """Number and reason of every dead letter in the file, those of dropped events excepted."""
+        letters = self._all_letters()
+        return {number: reason for number, reason in letters.items() if reason != "dropped"}
+
+    def check_dropped(self) -> int:
+        """No dropped event that was handed over was sent; return how many there were."""
+        reasons = self._all_letters()
+        dropped = {number for number, reason in reasons.items() if reason == "dropped"}
+        billed = {int(row["value"]) for row in self.sandbox.ledger()}
+        if dropped & billed or not dropped <= set(self.books.called):
+            raise BrokenPromiseError(f"dropped and billed: {sorted(dropped & billed)}")
+        return len(dropped)
+
+    def _all_letters(self) -> dict[int, str]:
         letters: dict[int, str] = {}
         if self.path.exists():
             for line in self.path.read_text().splitlines():
@@ -419,6 +432,8 @@ class World:
         self.check_ledger(stats)
         self.books.check(stats, self.letters(), self.sandbox.ledger())
         self.check_refusals()
+        if self.check_dropped() > stats.dropped_total:
+            raise BrokenPromiseError(f"more letters of dropped events than drops\n{stats}")
         self.check_pressure()
         if self.heals:
             self.check_recovered(stats)

@@ -51,6 +51,7 @@ _CLOSED: Mapping[State | None, Stay] = {
     State.DISCARDED: Stay.DISCARDED,
 }
 
+_NOT_AT_STRIPE = {DeadLetterReason.REJECTED, DeadLetterReason.DROPPED}
 _DEDUPLICATION_SECONDS = 86_400
 
 
@@ -113,7 +114,7 @@ class Judge:
         if state is State.SENDING:
             return Stay.HALF_SENT
         # A reason that this version does not know is treated with the same care.
-        return None if letter.reason == DeadLetterReason.REJECTED else Stay.UNCERTAIN
+        return None if letter.reason in _NOT_AT_STRIPE else Stay.UNCERTAIN
 
     def _as_recorded(self, event: Mapping[str, Any]) -> RecordedEvent | None:
         try:

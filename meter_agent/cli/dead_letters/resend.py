@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from meter_agent import Config, DeadLetter, MeterAgent, Stats
+from meter_agent import Config, DeadLetter, Stats
+from meter_agent._agent import build
 from meter_agent.cli.dead_letters.letters import Letter
 from meter_agent.cli.dead_letters.plan import Item
 from meter_agent.cli.dead_letters.resent import Resent, State
@@ -57,8 +58,12 @@ class Resend:
         self._total = total
         self._patience = Patience(patience_seconds)
         self._failed: set[str] = set()
-        self._agent = MeterAgent(
-            config, on_dead_letter=self._hear_letter, on_error=self._patience.hear
+        # What is not sent stays the letter that it is: it must not become another one.
+        self._agent = build(
+            config,
+            on_dead_letter=self._hear_letter,
+            on_error=self._patience.hear,
+            keep_dropped=False,
         )
 
     def run(self, parts: Iterable[list[Item]]) -> None:
