@@ -36,7 +36,10 @@ FILES = {
     "fastapi.md": "integrations",
     "flask.md": "integrations",
 }
-"""Pages whose Python are files with a name, and the folder of the tests that run them."""
+"""Pages whose Python are files with a name, and the folder of the tests that run them.
+
+What starts a server is run in `hosts`, whichever page shows it.
+"""
 GUIDES = [
     README,
     DOCS / "index.md",
@@ -125,8 +128,8 @@ def test_every_file_that_a_page_shows_is_run(name: str) -> None:
     infos = {found["info"] for found in _FENCE.finditer((DOCS / "howto" / name).read_text())}
     files = {info.removeprefix("python ") for info in infos if info.startswith("python ")}
     files -= {"notest"}
-    folder = ROOT / "tests" / FILES[name]
-    tests = "".join(path.read_text() for path in folder.glob("test_*.py"))
+    folders = [ROOT / "tests" / FILES[name], ROOT / "tests" / "hosts"]
+    tests = "".join(path.read_text() for folder in folders for path in folder.glob("test_*.py"))
     assert files
     assert {file for file in files if f'"{file}"' not in tests} == set()
 
