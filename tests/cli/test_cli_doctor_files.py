@@ -301,7 +301,7 @@ def test_a_uwsgi_without_threads_is_told(patient: Patient) -> None:
 @pytest.mark.parametrize(
     ("environ", "state", "detail"),
     [
-        ({}, "not checked", "METER_AGENT_HANDLE_SIGTERM=true"),
+        ({}, "not checked", "meter_agent.configure(handle_sigterm=True)"),
         ({"GUNICORN_CMD_ARGS": "-w 3 --preload"}, "ok", "gunicorn with sync workers"),
         ({"GUNICORN_CMD_ARGS": "-kgthread"}, "ok", "gunicorn with gthread workers"),
         ({"GUNICORN_CMD_ARGS": "-k uvicorn_worker.UvicornWorker"}, "not checked", "the lifespan"),
@@ -316,5 +316,7 @@ def test_what_the_environment_tells_of_the_server_is_told(
     assert (finding.state, detail in finding.detail) == (state, True)
 
 
-def test_an_agent_that_handles_sigterm_needs_no_server() -> None:
-    assert check_process(Config(disabled=True, handle_sigterm=True), {}).state == "ok"
+def test_of_handle_sigterm_it_is_told_what_it_needs() -> None:
+    finding = check_process(Config(disabled=True, handle_sigterm=True), {})
+    assert finding.state == "not checked"
+    assert "call meter_agent.get_agent() where the server loads the application" in finding.detail

@@ -41,7 +41,7 @@ class Server:
         self._changed = threading.Condition()
         self._ended = False
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [*([] if os.path.isabs(command[0]) else [sys.executable, "-m"]), *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -90,10 +90,13 @@ class Server:
 
     def get(self, path: str) -> str:
         """Make one request, over a connection of its own."""
-        address = self.wait_for(r"https?://127\.0\.0\.1:\d+")[0]
-        with urllib.request.urlopen(
-            f"{address}/customers/{path}", timeout=PATIENCE_SECONDS
-        ) as answer:
+        return self.ask(f"/customers/{path}")
+
+    def ask(self, path: str, **headers: str) -> str:
+        """As `get()`, of any path."""
+        address = self.wait_for(r"127\.0\.0\.1:[1-9]\d*")[0]
+        request = urllib.request.Request(f"http://{address}{path}", headers=headers)
+        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
             text: str = answer.read().decode()
         return text
 

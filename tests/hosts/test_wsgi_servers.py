@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import re
 import signal
@@ -70,7 +71,7 @@ def under_load(ask: Callable[[str], object]) -> Iterator[list[str]]:
                 name = f"load_{next(numbers)}"
                 ask(name)
                 answered.append(name)
-        except OSError:
+        except (OSError, http.client.HTTPException):  # gone, or cut off in the middle
             return
 
     threads = [threading.Thread(target=ask_until_gone) for _ in range(4)]

@@ -43,11 +43,17 @@ def check_process(config: Config, environ: Mapping[str, str] = os.environ) -> Fi
     if any(name.startswith("UWSGI_") for name in environ):
         return _check_uwsgi(environ)
     if config.handle_sigterm:
-        return ok("process", "SIGTERM delivers what waits, in an agent made by the main thread")
+        return not_checked(
+            "process",
+            "SIGTERM delivers what waits if the main thread builds the agent, which cannot be seen"
+            " from here: call meter_agent.get_agent() where the server loads the application; a"
+            " first record() in a request thread comes too late (docs/howto/web-servers)",
+        )
     return not_checked(
         "process",
         "nothing here tells what runs the service; Python alone ends by SIGTERM without a word to"
-        " the agent: METER_AGENT_HANDLE_SIGTERM=true, or what docs/howto/fork-and-exit says",
+        " the agent: meter_agent.configure(handle_sigterm=True) where the server loads the"
+        " application, in the main thread, or what docs/howto/fork-and-exit says",
     )
 
 
