@@ -18,7 +18,7 @@ import enum
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from meter_agent._event import MeterEvent, format_timestamp
@@ -91,7 +91,11 @@ class DeadLetter:
         """Return the line of the dead-letter file."""
         import json  # noqa: PLC0415 - letters are rare, and it costs 3 ms
 
-        return json.dumps(asdict(self) | {"uncertain": self.uncertain}, separators=(",", ":"))
+        # Not `asdict()`, which copies the event deeply and takes five times as long. Beside threads
+        # that compute, `close()` has a ninth of the interpreter to write up to 800 of them.
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields["uncertain"] = self.uncertain
+        return json.dumps(fields, separators=(",", ":"))
 
 
 def letter_of(
