@@ -14,10 +14,18 @@ import socket
 from typing import Any
 
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import IncompleteRead
 
 from meter_agent._runtime import SystemRuntime
 
-__all__ = ["HEAD_BYTES_MAX", "BoundedAdapter", "Bounds", "EndlessAnswerError", "FinalResponse"]
+__all__ = [
+    "HEAD_BYTES_MAX",
+    "BoundedAdapter",
+    "Bounds",
+    "EndlessAnswerError",
+    "FinalResponse",
+    "read_body",
+]
 
 HEAD_BYTES_MAX = 64 * 1024
 """For the head of an answer and all interim answers before it."""
@@ -159,6 +167,18 @@ class _Reader(io.BufferedReader):
             self.raw.end(is_left_over=False)
             self.raw.end(is_left_over=bool(self.peek(1)))
         super().close()
+
+
+def read_body(response: Any, bytes_max: int) -> bytes:
+    """Return the body of urllib3's *response*, decoded; of one that is too long, a byte too many.
+
+    Raises:
+        IncompleteRead: It ended before its length. urllib3 raises this itself since version 2.
+    """
+    body: bytes = response.read(bytes_max + 1, decode_content=True) or b""
+    if len(body) <= bytes_max and response.length_remaining:
+        raise IncompleteRead(len(body), response.length_remaining)
+    return body
 
 
 class BoundedAdapter(HTTPAdapter):

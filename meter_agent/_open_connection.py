@@ -31,7 +31,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 from urllib3.util import wait_for_read, wait_for_write
 
-from meter_agent._bounded_response import HEAD_BYTES_MAX, Bounds, FinalResponse
+from meter_agent._bounded_response import HEAD_BYTES_MAX, Bounds, FinalResponse, read_body
 from meter_agent._reply import BODY_BYTES_MAX, Reply, TransportError, too_long
 
 __all__ = ["Headers", "OpenConnection", "has_pending"]
@@ -225,7 +225,7 @@ class OpenConnection:
                 preload_content=False,
                 request_method="POST",
             )
-            body = response.read(BODY_BYTES_MAX + 1, decode_content=True) or b""
+            body = read_body(response, BODY_BYTES_MAX)
         finally:
             original.close()
         if len(body) > BODY_BYTES_MAX:

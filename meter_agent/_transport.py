@@ -12,6 +12,7 @@ connection had been kept alive when it broke.
 from __future__ import annotations
 
 import re
+import socket
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -279,8 +280,10 @@ class Transport:
         return max(0.05, min(connect, at_most_seconds)), max(0.05, min(read, at_most_seconds))
 
     def _read(self, response: Response, body_bytes_max: int) -> Reply:
+        from meter_agent._bounded_response import read_body  # noqa: PLC0415
+
         try:
-            body = response.raw.read(body_bytes_max + 1, decode_content=True) or b""
+            body = read_body(response.raw, body_bytes_max)
             if len(body) > body_bytes_max:
                 response.raw.close()
                 raise too_long(response.status_code, body_bytes_max)
@@ -367,7 +370,10 @@ def _trouble(error: Exception, cause: object) -> Trouble:
         return "tls"
     if isinstance(error, failures.ProxyError | failures.InvalidProxyURL):
         return "proxy"
-    if isinstance(cause, causes.NameResolutionError):
+    # urllib3 has a class of its own for it since version 2.
+    if isinstance(cause, getattr(causes, "NameResolutionError", ())) or isinstance(
+        getattr(cause, "__context__", None), socket.gaierror
+    ):
         return "name"
     if isinstance(error, failures.ReadTimeout):
         return "timeout"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
+import urllib3
 
 from meter_agent._answer import Answer, Verdict
+from meter_agent._bounded_response import read_body
 from meter_agent._ledger import Traffic
 from meter_agent._runtime import SystemRuntime
 from meter_agent._stream import MeterEventStream
@@ -210,6 +213,18 @@ def test_an_answer_cut_short_is_no_answer(transport: Transport) -> None:
     with listening(cut) as server, pytest.raises(TransportError, match="broke off") as raised:
         post(transport, server.url)
     assert raised.value.maybe_accepted
+
+
+def test_a_body_that_ends_before_its_length_is_no_answer_to_any_version_of_urllib3() -> None:
+    # Before version 2, it says so only if it is told to.
+    cut = urllib3.HTTPResponse(
+        io.BytesIO(b"{}"),
+        headers={"Content-Length": "100"},
+        preload_content=False,
+        enforce_content_length=False,
+    )
+    with pytest.raises(urllib3.exceptions.IncompleteRead):
+        read_body(cut, BODY_BYTES_MAX)
 
 
 def test_a_bad_chunk_is_no_answer(transport: Transport) -> None:

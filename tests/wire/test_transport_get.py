@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import urllib3
 
 from meter_agent._reply import TransportError, Trouble
 from meter_agent._transport import Transport, Way
@@ -99,9 +100,14 @@ def test_what_went_wrong_is_told_in_a_word(
     assert trouble_of(transport, "http://stripe.test") == "proxy"
 
 
+@pytest.mark.parametrize("urllib3_has_a_class_for_it", [True, False])
 def test_a_name_that_is_not_known_is_told_apart(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, urllib3_has_a_class_for_it: bool
 ) -> None:
+    if not urllib3_has_a_class_for_it:  # as before its version 2
+        monkeypatch.delattr(urllib3.exceptions, "NameResolutionError", raising=False)
+        assert trouble_of(transport, "http://127.0.0.1:1") == "connect"
+
     def unknown(*_arguments: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
