@@ -34,6 +34,8 @@ FILE_BYTES_MAX = 256 * 1024 * 1024
 # O_NONBLOCK: a FIFO without a reader is an error then. O_NOCTTY: no terminal becomes ours.
 _OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
+_LETTERS_OF_A_WRITE = 100
+
 
 class DeadLetterReason(enum.StrEnum):
     """Why an event is not billed."""
@@ -180,12 +182,14 @@ class DeadLetterFile:
         """
         if self._path is None or not letters:
             return
-        written: list[bool] = []
+        written: list[int] = []
         progress = Progress(self._runtime)
 
         def write() -> None:
-            self.write(*letters)
-            written.append(True)
+            for begin in range(0, len(letters), _LETTERS_OF_A_WRITE):
+                part = letters[begin : begin + _LETTERS_OF_A_WRITE]
+                self.write(*part)
+                written.append(len(part))
             progress.tell()
 
         try:
@@ -193,9 +197,9 @@ class DeadLetterFile:
                 self._runtime.start_thread(write, "meter-agent-letters")
         except (RuntimeError, MemoryError):
             write()  # the interpreter ends, or is out of threads
-        if not progress.wait_until(lambda: bool(written), deadline):
+        if not progress.wait_until(lambda: sum(written) == len(letters), deadline):
             self._hangs = True
-            self._failed("its file system does not answer", len(letters))
+            self._failed("its file system does not answer", len(letters) - sum(written))
 
     def problems(self) -> dict[Problem, str]:
         """Return what is wrong with the file since the last letter."""

@@ -503,20 +503,25 @@ class Pipeline:
         self._buffer.seal()
         now = self._runtime.clock.time()
         until = max(deadline, self._runtime.monotonic()) + _ANNOUNCE_SECONDS
+        letters: list[DeadLetter] = []
+        unsettled: list[tuple[Batch, int]] = []
         for batch in self._buffer.abandon():
             self._buffer.keep_abandoned(batch)
             unanswered = [event for event in batch.open if id(event) in batch.attempted]
             never_sent = batch.size - len(unanswered)
             self._keep_never_sent(batch)
             self._buffer.settle_abandoned(batch, never_sent, Outcome.SHUTDOWN)
-            letters = [_unanswered(event, batch.sent_at[id(event)], now) for event in unanswered]
-            self._letters.write_until(until, letters)
-            self._buffer.settle_abandoned(batch, len(unanswered), Outcome.UNCERTAIN)
-            for letter in letters:
-                # The file comes first, because this may have to stop: a slow callback is not
-                # allowed to hold up the exit.
-                if self._runtime.monotonic() < deadline + _ANNOUNCE_SECONDS:
-                    self._letters.announce(letter)
+            letters += [_unanswered(event, batch.sent_at[id(event)], now) for event in unanswered]
+            unsettled.append((batch, len(unanswered)))
+        # Together: beside threads that compute, a system call may take as long as all letters.
+        self._letters.write_until(until, letters)
+        for batch, count in unsettled:
+            self._buffer.settle_abandoned(batch, count, Outcome.UNCERTAIN)
+        for letter in letters:
+            # The file comes first, because this may have to stop: a slow callback is not allowed
+            # to hold up the exit.
+            if self._runtime.monotonic() < deadline + _ANNOUNCE_SECONDS:
+                self._letters.announce(letter)
         # Last, because what is uncertain is known nowhere else.
         self._hand_over.run(until)
         self._hand_over.end()

@@ -219,3 +219,25 @@ def test_a_dead_letter_file_that_never_answers_leaves_close_its_limit_and_is_tol
     assert final.balanced
     assert (final.uncertain, final.dead_letter_failures) == (30, 30)
     assert "letters.jsonl" in agent.health().problems["dead_letters_fail"]
+
+
+def test_close_writes_a_hundred_letters_with_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside threads that compute, each system call takes up to a switch interval of each."""
+    calls: list[int] = []
+    real = os.write
+
+    def counting(descriptor: int, data: bytes) -> int:
+        calls.append(data.count(b"\n"))
+        return real(descriptor, data)
+
+    path = tmp_path / "letters.jsonl"
+    letters = make_file(path)
+    monkeypatch.setattr(os, "write", counting)
+    letters.write_until(time.monotonic() + 60, [make_letter(f"id-{n}") for n in range(250)])
+    assert calls == [100, 100, 50]
+    assert [json.loads(line)["event"]["identifier"] for line in path.read_text().splitlines()] == [
+        f"id-{n}" for n in range(250)
+    ]
+    assert letters.failures == 0
