@@ -25,7 +25,7 @@ from tests.simulation.books import Books
 from tests.simulation.disk import Disk, Found, SimulatedDirectory, installed
 from tests.simulation.network import Network
 from tests.simulation.scheduler import BrokenPromiseError
-from tests.simulation.weather import Weather
+from tests.simulation.weather import LOOKUP_SECONDS_MAX, Weather
 from tests.simulation.world import IDLE_SECONDS, PATIENCE_SECONDS, UNASKED_SECONDS, World
 
 __all__ = ["WAYS", "SpoolWorld"]
@@ -216,6 +216,7 @@ class SpoolWorld(World):
             self.scheduler.wait(_spool_care.ADOPT_SECONDS)
         self.check_settled(before)
         if not asks:
+            self.scheduler.wait(LOOKUP_SECONDS_MAX)  # one may have begun before the trouble ended
             self.record_at_bedtime()
         if self.scheduler.interrupt is None:
             self.check_idleness()

@@ -12,11 +12,12 @@ from meter_agent.sandbox._gateways import GATEWAY_ANSWERS
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-__all__ = ["POISONED", "Weather"]
+__all__ = ["LOOKUP_SECONDS_MAX", "POISONED", "Weather"]
 
 POISONED = "poisoned"
 """The code of events that are refused for ever, in every world."""
 STORM_SECONDS_MAX = 120.0
+LOOKUP_SECONDS_MAX = 90.0
 
 
 class Weather:
@@ -124,7 +125,7 @@ class Weather:
     def slow_lookups(self) -> None:
         if self._world.lacks_threads:
             return  # the caller sends by itself, and no timeout bounds a lookup
-        self.network.lookup_seconds_max = self.random.choice((0.0, 3.0, 90.0))
+        self.network.lookup_seconds_max = self.random.choice((0.0, 3.0, LOOKUP_SECONDS_MAX))
 
     def dying_senders(self) -> None:
         if not self._world.lacks_threads:
