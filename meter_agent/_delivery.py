@@ -333,9 +333,7 @@ class Delivery:
         answer = self._stream.send(
             token,
             [event.body for event in part],
-            may_repeat=lambda: (
-                (self._too_late(batch, part) or self._clock_in_doubt(batch, part)) is None
-            ),
+            may_repeat=lambda: self._may_repeat(batch, part),
         )
         if answer.verdict is Verdict.ACCEPTED:
             self._traffic.last_success_at = self._runtime.clock.time()
@@ -353,6 +351,9 @@ class Delivery:
         if batch.oldest_timestamp < horizon and any(event.timestamp < horizon for event in part):
             return Answer(Verdict.TOO_OLD)
         return None
+
+    def _may_repeat(self, batch: Batch, part: list[MeterEvent]) -> bool:
+        return not (self._too_late(batch, part) or self._clock_in_doubt(batch, part))
 
     def _clock_in_doubt(self, batch: Batch, part: list[MeterEvent]) -> Answer | None:
         # What the wall clock claims to be too late waits until it is certain: see `SteadyClock`.

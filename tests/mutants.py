@@ -59,7 +59,7 @@ MUTANTS = (
         "record() rings no bell",
         "_buffer.py",
         "                self._gate.alarm = 0  # as `refuse()` has set it, perhaps just before\n"
-        "            self._wake()",
+        "            self._call_sender()",
         "                self._gate.alarm = 0",
     ),
     Mutant(
@@ -69,8 +69,8 @@ MUTANTS = (
         "            self._gate.alarm = self._nearly_full * _PIECES\n"
         "            if self._refusal is not None:\n"
         "                self._gate.alarm = 0  # as `refuse()` has set it, perhaps just before\n"
-        "            self._wake()",
-        "            self._wake()\n            self._wanted = NEVER\n"
+        "            self._call_sender()",
+        "            self._call_sender()\n            self._wanted = NEVER\n"
         "            self._gate.alarm = self._nearly_full * _PIECES",
     ),
     Mutant(
@@ -395,10 +395,10 @@ MUTANTS = (
         "        if not self._attempts.begin_attempt(batch, part):\n            return None\n"
         "        answer = self._stream.send(\n            token,\n"
         "            [event.body for event in part],\n"
-        "            may_repeat=lambda: self._too_late(batch, part) is None,\n        )\n",
+        "            may_repeat=lambda: self._may_repeat(batch, part),\n        )\n",
         "        answer = self._stream.send(\n            token,\n"
         "            [event.body for event in part],\n"
-        "            may_repeat=lambda: self._too_late(batch, part) is None,\n        )\n"
+        "            may_repeat=lambda: self._may_repeat(batch, part),\n        )\n"
         "        if not self._attempts.begin_attempt(batch, part):\n            return None\n",
     ),
     Mutant(
@@ -418,6 +418,18 @@ MUTANTS = (
         "_spool.py",
         "                if first is not None:",
         "                if first is not None and first > wall:",
+    ),
+    Mutant(
+        "spool: sent to another destination",
+        "_segment_name.py",
+        "    elif not header.destination.agrees_with(mine):",
+        "    elif header.destination[2:] != mine[2:]:",
+    ),
+    Mutant(
+        "spool: a restored copy is sent as new",
+        "_spool.py",
+        "first is None and place.segment.is_copy else first",
+        "first is None and not place.segment.path else first",
     ),
     Mutant(
         "spool: two agents of a process get the same file",
@@ -458,7 +470,7 @@ MUTANTS = (
     Mutant(
         "spool: an append wakes nobody",
         "_spool.py",
-        "        self._own.gate.alarm = NEVER\n        self._wake()",
+        "        self._own.gate.alarm = NEVER\n        self._call_sender()",
         "        self._own.gate.alarm = NEVER",
     ),
     Mutant(

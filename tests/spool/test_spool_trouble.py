@@ -127,9 +127,11 @@ def test_a_file_that_was_deleted_in_use_is_noticed_told_and_replaced(
     runtime.advance(31.0)
     spool.buffer.tend()
     assert spool.buffer.counts().spool_failures == 1
-    assert "deleted or moved away while in use" in spool.said[-1][1]["error"]
+    (_, failed), (event, written) = spool.said
+    assert "deleted or moved away while in use" in failed["error"]
+    assert (event, written["events"]) == ("meter_agent.spool_written_anew", 1)
     assert spool.record("tokens", "cus_1", 2)
-    assert len(segments(tmp_path)) == 1
+    assert len(segments(tmp_path)) == 2
     assert len(take_all(spool.buffer)) == 2
 
 
