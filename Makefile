@@ -74,7 +74,7 @@ test-3.%:
 	$(MAKE) --no-print-directory .venv-3.$*/.stamp && \
 	echo "python 3.$*:" && .venv-3.$*/bin/python -m pytest -q -n $(WORKERS) $(APART) $(EVERYWHERE) $(PYTEST)
 
-hosts: .venv/.stamp
+hosts: .venv/.stamp-hosts
 	@$(RUN) pytest -q -n $(WORKERS) tests/hosts $(PYTEST)
 
 wire: .venv/.stamp .tools/nginx .tools/haproxy
