@@ -16,6 +16,9 @@ from tests.virtual import ShiftedRuntime
 REFUSED = Fault("poison", match={"event_name": "ghost"}, code="no_meter")
 
 
+# One sender: those of others that are on their way when a pause begins are refused as well.
+
+
 def record_refused(agent: MeterAgent, count: int = 100) -> None:
     for _ in range(count):
         assert agent.record("ghost", "cus_1")
@@ -27,7 +30,7 @@ def test_a_refused_kind_of_event_is_paused_and_others_are_delivered(
     make_agent: MakeAgent, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     sandbox.add_fault(REFUSED)
-    agent = make_agent(max_in_flight=2)
+    agent = make_agent(max_in_flight=1)
     record_refused(agent)
     health = agent.health()
     assert "every event 'ghost' is refused" in health.problems["events_paused"]
@@ -51,7 +54,7 @@ def test_flush_says_that_paused_events_are_not_settled_and_close_does_not_wait_f
     make_agent: MakeAgent, sandbox: Sandbox
 ) -> None:
     sandbox.add_fault(REFUSED)
-    agent = make_agent()
+    agent = make_agent(max_in_flight=1)
     record_refused(agent)
     assert not agent.flush(0.1)
     runtime = agent._runtime
@@ -69,7 +72,7 @@ def test_paused_events_stay_in_the_spool_and_are_sent_by_the_next_process(
 ) -> None:
     sandbox.add_fault(REFUSED)
     spool = str(tmp_path / "spool")
-    agent = make_agent(spool_dir=spool)
+    agent = make_agent(spool_dir=spool, max_in_flight=1)
     record_refused(agent)
     final = agent.close(60)
     assert (final.dead_lettered, final.buffered, final.uncertain) == (20, 80, 0)
@@ -85,7 +88,7 @@ def test_after_the_pause_they_are_sent_when_the_first_of_them_is_accepted() -> N
     sandbox.add_fault(REFUSED)
     letters: list[DeadLetter] = []
     agent = build(
-        Config(**FAST),
+        Config(**FAST | {"max_in_flight": 1}),
         runtime=runtime,
         open_adapter=lambda: SandboxAdapter(sandbox),
         on_dead_letter=letters.append,
