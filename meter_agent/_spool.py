@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from meter_agent import _spool_format as form
 from meter_agent._batch import Batch
@@ -35,6 +35,7 @@ from meter_agent._spool_body import decode, recorded_at
 from meter_agent._spool_care import SpoolCare
 from meter_agent._spool_directory import SpoolDirectory
 from meter_agent._spool_header import HEADER_BYTES
+from meter_agent._spool_place import Line, Place
 from meter_agent._spool_record import recorder
 from meter_agent._spool_troubles import SpoolTroubles
 from meter_agent._written_line import WrittenLine
@@ -43,37 +44,6 @@ __all__ = ["SpoolBuffer"]
 
 _WAKE_AGAIN_SECONDS = 0.25
 _BODY_BEGINS = form.RECORD_OVERHEAD_BYTES
-_CLOCK_CORRECTION_SECONDS_MAX = 60.0
-
-
-class _Place(NamedTuple):
-    """Where an event is kept, and how far a process before this one had come with it."""
-
-    segment: Segment
-    offset: int
-    body: bytes
-    mark: int
-
-
-def _first_sent_at(place: _Place) -> float | None:
-    # Unix seconds; None: never. What a copy says of an event was true when the copy was made: the
-    # original may have sent it since, at the earliest when it was recorded.
-    first = form.read_mark(place.mark)
-    return recorded_at(place.body) if first is None and place.segment.is_copy else first
-
-
-def _not_after(wall: float, first: float) -> float:
-    # A mark from a time to come: a clock was set back between two lives. By a little, as clocks are
-    # corrected, it is taken for now. By more, nobody knows when that was: long ago, to be safe.
-    if first <= wall + _CLOCK_CORRECTION_SECONDS_MAX:
-        return min(first, wall)
-    return 0.0
-
-
-class Line(NamedTuple):
-    """Up to where each segment had been written at one moment."""
-
-    ends: tuple[tuple[Segment, int], ...]
 
 
 class SpoolBuffer(EventBuffer):
@@ -288,24 +258,24 @@ class SpoolBuffer(EventBuffer):
     def _clear_away(self) -> None:
         self._call_waiting(self._own.clear_away() + self._adopted.clear_away())
 
-    def _take_places(self, limit: int) -> list[_Place]:
+    def _take_places(self, limit: int) -> list[Place]:
         # In turn: the events of a dead process are old, but there may be a million of them.
         self._adopted_turn = not self._adopted_turn
         lines = (self._own, self._adopted)
-        places: list[_Place] = []
+        places: list[Place] = []
         for line in reversed(lines) if self._adopted_turn else lines:
             for segment in line.segments:
                 if segment.waiting and len(places) < limit:
                     places += self._take_from(segment, limit - len(places))
         return places
 
-    def _take_from(self, segment: Segment, limit: int) -> list[_Place]:
+    def _take_from(self, segment: Segment, limit: int) -> list[Place]:
         expected = min(limit, segment.waiting)
         records = segment.take(expected)
         if len(records) < expected:
             # Counted before, and damaged since: somebody writes into our files.
             self._damaged += segment.give_up_waiting()
-        return [_Place(segment, r.offset, r.body, r.mark) for r in records]
+        return [Place(segment, r.offset, r.body, r.mark) for r in records]
 
     def recorded(self, batch: Batch) -> Sequence[tuple[str, Any]]:
         """Return each event of *batch* as it was recorded, with the identifier minted for it."""
@@ -325,7 +295,7 @@ class SpoolBuffer(EventBuffer):
                     self._mark(batch.places[id(event)], mark)
             return True
 
-    def _mark(self, place: _Place, mark: int) -> None:
+    def _mark(self, place: Place, mark: int) -> None:
         place.segment.mark(place.offset, mark)
         self._marked += 1
 
@@ -341,7 +311,7 @@ class SpoolBuffer(EventBuffer):
     def freeze(self, batch: Batch, events: list[MeterEvent], places: list[int]) -> bool:
         """Fix the bytes of *batch*; what a dead process knew of its attempts is taken over."""
         with self._lock:
-            recorded: list[_Place] = batch.places
+            recorded: list[Place] = batch.places
             if not super().freeze(batch, events, places):
                 return False
             kept = set(places)
@@ -349,9 +319,8 @@ class SpoolBuffer(EventBuffer):
             batch.places = {id(event): recorded[n] for event, n in zip(events, places, strict=True)}
             wall, monotonic = self.clock.time(), self._runtime.monotonic()
             for key, place in batch.places.items():
-                first = _first_sent_at(place)
+                first = place.first_sent_at(wall)
                 if first is not None:
-                    first = _not_after(wall, first)
                     batch.attempted[key] = first, monotonic - (wall - first)
                     batch.sent_at[key] = first
             # How the attempts of that process ended is not known.
@@ -376,7 +345,7 @@ class SpoolBuffer(EventBuffer):
             super().settle_claim(batch)
             self._clear_away()
 
-    def _end(self, places: Sequence[_Place]) -> None:
+    def _end(self, places: Sequence[Place]) -> None:
         for place in places:
             place.segment.end(place.offset)
         self._marked += len(places)

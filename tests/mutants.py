@@ -320,8 +320,8 @@ MUTANTS = (
     Mutant(
         "unanswered events count as dropped",
         "_pipeline.py",
-        "            self._buffer.settle_abandoned(batch, len(unanswered), Outcome.UNCERTAIN)",
-        "            self._buffer.settle_abandoned(batch, len(unanswered), Outcome.SHUTDOWN)",
+        "            self._buffer.settle_abandoned(batch, count, Outcome.UNCERTAIN)",
+        "            self._buffer.settle_abandoned(batch, count, Outcome.SHUTDOWN)",
     ),
     Mutant(
         "close() takes no account of what is in flight",
@@ -427,9 +427,9 @@ MUTANTS = (
     ),
     Mutant(
         "spool: a restored copy is sent as new",
-        "_spool.py",
-        "first is None and place.segment.is_copy else first",
-        "first is None and not place.segment.path else first",
+        "_spool_place.py",
+        "        if first is None and self.segment.is_copy:",
+        "        if first is None and not self.body:",
     ),
     Mutant(
         "spool: two agents of a process get the same file",
