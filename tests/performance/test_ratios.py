@@ -48,7 +48,8 @@ def stripe() -> Iterator[Listener]:
     def accept(connection: socket.socket, request: bytes) -> None:
         path = request.split(b" ", 2)[1]
         opens = path.endswith(b"meter_event_session")
-        answer(connection, json.dumps(session).encode() if opens else b"{}")
+        body = json.dumps(session).encode() if opens else b"{}"
+        answer(connection, body, "200 OK", "Request-Id: req_1")
 
     with listening(accept) as listener:
         yield listener
