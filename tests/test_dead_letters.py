@@ -192,6 +192,9 @@ def hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hangs]:
     hangs = Hangs(monkeypatch)
     yield hangs
     hangs.answers.set()
+    for thread in threading.enumerate():
+        if thread.name == "meter-agent-letters":
+            thread.join(60)
 
 
 @pytest.mark.parametrize("place", ["fifo", "mount"])
