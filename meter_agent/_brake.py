@@ -4,7 +4,8 @@ Where a meter is missing or archived, or a gateway speaks like Stripe, every eve
 refused and would become a dead letter. A run of 20 single events with the same name refused with
 the same code, with no event of that name accepted in between, pauses the name: for 30 s at first,
 then twice as long each time, up to 15 minutes. After each pause one event is tried. When it is
-accepted, all of them go on; when it is refused, it is a dead letter and the next pause begins.
+accepted, all of them go on; when it is refused, for whatever reason, it is a dead letter and the
+next pause begins.
 
 Other events go on meanwhile. A paused event stays open in its batch, which the buffer holds. That
 an event name is paused is not stored: it ends with the process.
@@ -74,6 +75,8 @@ class Brake:
         run = self._runs.get(_kind(event))
         if run is None or not run.pauses:
             return True
+        if event.identifier == run.tried:
+            return True  # again, in a half of the batch that was refused with it
         now = self._runtime.monotonic()
         if now < run.until:
             return False
@@ -93,15 +96,17 @@ class Brake:
         kind = _kind(event)
         with self._lock:
             run = self._runs.pop(kind, None)
-            if run is None or run.code != code:
+            if run is None or (run.code != code and not run.pauses):
                 run = _Run(code)
             self._runs[kind] = run  # the latest last
             while len(self._runs) > _NAMES_MAX:
                 del self._runs[next(iter(self._runs))]
-            run.count += 1
-            run.message = message
             # Other senders' events that were on their way when the pause began say nothing new.
-            if run.count < _RUN or (run.pauses and event.identifier != run.tried):
+            if run.pauses and event.identifier != run.tried:
+                return None
+            run.count += 1
+            run.code, run.message = code, message
+            if run.count < _RUN:
                 return None
             seconds = pause_seconds(run.pauses)
             run.until = self._runtime.monotonic() + seconds

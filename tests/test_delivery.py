@@ -661,6 +661,49 @@ def test_refusals_with_different_codes_pause_nothing(world: World) -> None:
     assert world.outcomes() == {Outcome.DEAD_LETTERED: 100}
 
 
+def missing_meters(world: World, *names: str, code: str = "no_meter") -> None:
+    world.sandbox.clear_faults()
+    for name in names:
+        world.sandbox.add_fault(Fault("poison", match={"event_name": name}, code=code))
+
+
+def test_a_name_whose_meter_is_back_goes_on_beside_one_whose_meter_is_still_missing(
+    world: World,
+) -> None:
+    missing_meters(world, "tokens", "calls")
+    batch = world.batch(50)
+    batch.open += world.batch(50, name="calls").open
+    world.delivery.deliver(batch, world.settle)
+    assert world.outcomes() == {Outcome.DEAD_LETTERED: 40}
+    missing_meters(world, "calls")
+    again(world, batch)
+    assert world.outcomes() == {Outcome.DELIVERED: 30, Outcome.DEAD_LETTERED: 41}
+
+
+def test_the_event_that_is_tried_after_a_pause_is_tried_alone_when_its_batch_is_refused(
+    world: World,
+) -> None:
+    missing_meters(world, "tokens")
+    world.deliver(40)
+    world.settled.clear()
+    world.runtime.advance(30)
+    batch = world.batch(3)
+    batch.open += world.batch(5, name="requests").open
+    world.delivery.deliver(batch, world.settle)
+    assert world.outcomes() == {Outcome.DELIVERED: 5, Outcome.DEAD_LETTERED: 1}
+    assert batch.held_until == world.runtime.monotonic() + 60
+
+
+def test_a_pause_outlives_a_refusal_for_another_reason(world: World) -> None:
+    missing_meters(world, "tokens")
+    batch = world.deliver(40)
+    missing_meters(world, "tokens", code="archived_meter")
+    again(world, batch)
+    assert world.outcomes() == {Outcome.DEAD_LETTERED: 21}
+    assert batch.held_until == world.runtime.monotonic() + 60
+    assert "archived_meter" in world.brake.describe()
+
+
 def test_an_event_that_a_gateway_finds_too_large_is_kept_and_tried_rarely(world: World) -> None:
     world.sandbox.add_fault(Fault("gateway", form="nginx-413", times=10))
     batch = world.deliver(1)
