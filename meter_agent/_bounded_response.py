@@ -3,7 +3,8 @@
 http.client bounds the length of a line and the number of headers. It does not bound how many
 `100 Continue` come before an answer, how many trailers come behind it, or how long an answer takes
 whose bytes each come within the timeout. And of the interim answers it skips 100 alone, although
-RFC 9110, section 15.2, asks a client to skip each 1xx that it does not expect.
+RFC 9110, section 15.2, asks a client to skip each 1xx that it does not expect. And it takes a head
+for complete that broke off behind any of its lines.
 """
 
 from __future__ import annotations
@@ -103,7 +104,20 @@ class FinalResponse(http.client.HTTPResponse):
 
     def __init__(self, sock: Any, bounds: Bounds, received: bytes = b"", **options: Any) -> None:
         self._bounds = bounds
-        super().__init__(_Source(sock, bounds, received), **options)  # type: ignore[arg-type]
+        self._source = _Source(sock, bounds, received)
+        super().__init__(self._source, **options)  # type: ignore[arg-type]
+
+    def begin(self) -> None:
+        """Read the head.
+
+        Raises:
+            HTTPException: It is none, or it ended before its empty line.
+        """
+        super().begin()
+        # http.client takes the end of the connection for that of the head, and the lines so far for
+        # all of it: a 200 without its length, a 429 without its `Retry-After`.
+        if self._source.has_ended:
+            raise http.client.IncompleteRead(b"")
 
     def _read_status(self) -> tuple[str, int, str]:
         # `begin` calls this until the status is not 100, and `HTTPConnection._tunnel` calls it.
@@ -128,6 +142,8 @@ class _Source(io.RawIOBase):
         self._bounds = bounds
         self._received = received
         self._is_over = False
+        self.has_ended = False
+        """Whether the end of the connection was read."""
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return _Reader(self)
@@ -145,6 +161,7 @@ class _Source(io.RawIOBase):
         self._sock.settimeout(self._bounds.wait_seconds())
         count = self._file.readinto(buffer) or 0
         self._bounds.count(count)
+        self.has_ended = not count
         return count
 
     def end(self, *, is_left_over: bool) -> None:

@@ -52,7 +52,8 @@ event was attempted and not how that ended; it counts as ambiguous.
 
 A run of 20 single events of one name that Stripe refuses with the same code, with none of that name
 accepted in between, pauses this name: for 30 s, then twice as long each time, up to 15 minutes.
-After each pause one event is tried. `health().problems["events_paused"]` and the log event
+After each pause one event is tried, alone if the batch with it is refused; a refusal for any reason
+begins the next pause. `health().problems["events_paused"]` and the log event
 `meter_agent.events_paused` say so. All other events go on. At most a thousand batches are held,
 these and those that a gateway finds too large; beyond that, refused events become dead letters as
 before. The pause is not stored. Paused events count as `in_flight`; `flush()` waits for them, and

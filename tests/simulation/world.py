@@ -423,7 +423,8 @@ class World:
                 number = self.books.number_of(letter["event"])
                 if number in letters and number not in self.twice_allowed:
                     raise BrokenPromiseError(f"event {number} has two dead letters")
-                letters[number] = letter["reason"]
+                if number not in letters or letter["reason"] != "dropped":
+                    letters[number] = letter["reason"]
         return letters
 
     def leave(self) -> None:

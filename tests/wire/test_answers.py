@@ -33,6 +33,18 @@ def half_a_header(exchange: Exchange) -> None:
     exchange.hang_up()
 
 
+def a_request_id_and_half_a_header(exchange: Exchange) -> None:
+    exchange.take_in()
+    exchange.connection.sendall(b"HTTP/1.1 200 OK\r\nRequest-Id: req_1\r\nContent-Le")
+    exchange.hang_up()
+
+
+def half_a_429_after_acceptance(exchange: Exchange) -> None:
+    exchange.take_in()
+    exchange.connection.sendall(b"HTTP/1.1 429 Too Many")
+    exchange.hang_up()
+
+
 def a_bad_chunk(exchange: Exchange) -> None:
     exchange.take_in()
     exchange.connection.sendall(
@@ -75,7 +87,9 @@ TROUBLE: list[tuple[Behaviour, int, str]] = [
     (reset_before_acceptance, 0, "Connection"),
     (reset_after_acceptance, 10, "Connection"),
     (half_an_answer, 10, "broke off"),
-    (half_a_header, 10, ""),
+    (half_a_header, 10, "IncompleteRead"),
+    (a_request_id_and_half_a_header, 10, "IncompleteRead"),
+    (half_a_429_after_acceptance, 10, "IncompleteRead"),
     (a_bad_chunk, 10, "broke off"),
     (a_missing_last_chunk, 10, "broke off"),
     (html_of_a_proxy, 0, "HTTP 200 from 127.0.0.1"),
