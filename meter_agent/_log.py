@@ -12,6 +12,7 @@ A line that repeats is written at most once per interval, with the number that w
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any, Final
 
@@ -128,32 +129,41 @@ def write(event: str, level: int, *, stacklevel: int = 1, **fields: Any) -> None
     structlog: Any = sys.modules.get("structlog")
     if logging is None:
         return
-    try:
-        logger = logging.getLogger(_LOGGER_NAME)
-        if not logger.handlers:
-            # As the logging HOWTO asks of libraries: without it, an application that configured no
-            # logging would find our warnings on its stderr.
-            logger.addHandler(logging.NullHandler())
+    with contextlib.suppress(Exception):
         # Control characters are escaped: a server's words must not forge a line.
         fields = {
             name: one_line(value) if isinstance(value, str) else value
             for name, value in fields.items()
         }
         if structlog is not None and structlog.is_configured():
-            _write_by_structlog(structlog, event, level, fields, stacklevel + 1)
-        elif logger.isEnabledFor(level):
-            shown = {name: value for name, value in fields.items() if value is not None}
-            # With arguments, so that tools that group lines by their template do so by event.
-            template = "".join([event, *(f" {name}=%s" for name in shown)])
-            logger.log(
-                level,
-                template,
-                *map(_shown, shown.values()),
-                extra={"event": event, **fields},
-                stacklevel=stacklevel + 1,
-            )
-    except Exception:  # noqa: BLE001, S110 - see "Never raises"
-        pass
+            # A processor that raises, because it misses a key that only the application's own lines
+            # have for example, does not cost the line: it goes to `logging` instead.
+            with contextlib.suppress(Exception):
+                _write_by_structlog(structlog, event, level, fields, stacklevel + 1)
+                return
+        _write_by_logging(logging, event, level, fields, stacklevel + 1)
+
+
+def _write_by_logging(
+    logging: Any, event: str, level: int, fields: dict[str, Any], stacklevel: int
+) -> None:
+    logger = logging.getLogger(_LOGGER_NAME)
+    if not logger.handlers:
+        # As the logging HOWTO asks of libraries: without it, an application that configured no
+        # logging would find our warnings on its stderr.
+        logger.addHandler(logging.NullHandler())
+    if not logger.isEnabledFor(level):
+        return
+    shown = {name: value for name, value in fields.items() if value is not None}
+    # With arguments, so that tools that group lines by their template do so by event.
+    line = ("".join([event, *(f" {name}=%s" for name in shown)]), *map(_shown, shown.values()))
+    try:
+        extra = {"event": event, **fields}
+        logger.log(level, *line, extra=extra, stacklevel=stacklevel + 1)
+    except KeyError:
+        # The application's record factory has set an attribute of one of these names, and `logging`
+        # overwrites none. The message has the fields too.
+        logger.log(level, *line, stacklevel=stacklevel + 1)
 
 
 def _shown(value: object) -> str:
@@ -177,7 +187,11 @@ def _write_by_structlog(
     place = getattr(structlog.contextvars, "_ASYNC_CALLING_STACK", None)
     token = None if place is None else place.set(sys._getframe(stacklevel))  # noqa: SLF001
     try:
-        getattr(structlog.get_logger(_LOGGER_NAME), _METHODS[level])(event, **fields)
+        bound = structlog.get_logger(_LOGGER_NAME).bind()
+        # The methods of structlog's asynchronous logger would have to be awaited.
+        if isinstance(bound, structlog.stdlib.AsyncBoundLogger):
+            bound = bound.sync_bl
+        getattr(bound, _METHODS[level])(event, **fields)
     finally:
         if place is not None:
             place.reset(token)

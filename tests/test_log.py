@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -147,6 +149,66 @@ def test_where_structlog_writes_by_itself_a_line_has_name_fields_level_and_place
             "func_name": "say_here",
         }
     ]
+
+
+def test_structlogs_asynchronous_logger_writes_a_line_without_being_awaited(
+    runtime: VirtualRuntime,
+    caplog: pytest.LogCaptureFixture,
+    configured_structlog: Callable[..., None],
+) -> None:
+    """It cannot be made outside of an event loop: there, the line goes to `logging`."""
+    configured_structlog(
+        processors=[structlog.processors.KeyValueRenderer(key_order=["event", "status"])],
+        wrapper_class=structlog.stdlib.AsyncBoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+
+    async def say_in_the_loop() -> None:
+        say_here(runtime)
+
+    asyncio.run(say_in_the_loop())
+    write("meter_agent.session_opened", logging.WARNING)
+    assert [line.getMessage() for line in caplog.records] == [
+        "event='meter_agent.request_failed' status=503",
+        "meter_agent.session_opened",
+    ]
+    assert (caplog.records[0].pathname, caplog.records[0].funcName) == (__file__, "say_here")
+
+
+def test_a_line_that_a_processor_of_structlog_fails_on_goes_to_logging(
+    runtime: VirtualRuntime,
+    caplog: pytest.LogCaptureFixture,
+    configured_structlog: Callable[..., None],
+) -> None:
+    def add_request(_logger: object, _method: str, event: dict[str, str]) -> dict[str, str]:
+        return {**event, "request": event["request_id"]}
+
+    configured_structlog(processors=[add_request, structlog.processors.JSONRenderer()])
+    say_here(runtime)
+    (line,) = caplog.records
+    assert line.getMessage() == "meter_agent.request_failed status=503"
+    assert (line.pathname, line.funcName) == (__file__, "say_here")
+
+
+@pytest.mark.parametrize("name", ["event", "status"])
+def test_a_record_factory_that_sets_an_attribute_of_the_same_name_costs_no_line(
+    runtime: VirtualRuntime,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    factory = logging.getLogRecordFactory()
+
+    def with_attribute(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = factory(*arguments, **options)
+        setattr(record, name, None)
+        return record
+
+    monkeypatch.setattr(logging, "_logRecordFactory", with_attribute)
+    say_here(runtime)
+    (line,) = caplog.records
+    assert line.getMessage() == "meter_agent.request_failed status=503"
+    assert (line.pathname, line.funcName) == (__file__, "say_here")
 
 
 def test_structlog_is_not_used_while_the_application_has_not_configured_it(
