@@ -22,7 +22,7 @@ from meter_agent._dropped import Dropped, DroppedEvents
 from meter_agent._event import EventEncoder, MeterEvent, describe
 from meter_agent._identifier import draw_prefix, identifier_prefix, identifiers
 from meter_agent._ledger import DropReason
-from meter_agent._log import EventLog
+from meter_agent._log import WARNING, EventLog, write
 from meter_agent._runtime import Runtime
 from meter_agent._spool_body import InvalidRecord, decode
 from meter_agent.exceptions import InvalidEventError
@@ -90,19 +90,22 @@ class HandOver:
                     self._letters.write_until(until, letters)
                 self._on_drop([letter.event for letter in letters], reason.value)
         if self._dropped.wanted:
-            self._tell_not_kept(0)
+            self._tell_not_kept()
 
     def end(self) -> None:
-        """Nobody hands over any more: log what was left."""
-        if self._dropped.wanted:
-            self._tell_not_kept(len(self._dropped))
+        """Nobody hands over any more: log what was left, however recent the last such line is."""
+        if self._dropped.wanted and (count := self._not_told() + len(self._dropped)) > 0:
+            write("meter_agent.dropped_not_kept", WARNING, events=count)
 
-    def _tell_not_kept(self, left: int) -> None:
-        with self._lock:
-            count = self._dropped.read_not_kept() + left - self._told
+    def _tell_not_kept(self) -> None:
+        count = self._not_told()
         if count > 0 and self._log.say("meter_agent.dropped_not_kept", events=count):
             with self._lock:
                 self._told += count
+
+    def _not_told(self) -> int:
+        with self._lock:
+            return self._dropped.read_not_kept() - self._told
 
     def _letters_of(self, dropped: list[Dropped]) -> list[DeadLetter]:
         # They were never sent, so any identifier will do, as long as it is theirs from now on.

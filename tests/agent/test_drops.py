@@ -176,6 +176,28 @@ def test_at_shutdown_the_oldest_are_kept_and_the_number_of_the_others_is_logged(
     assert line.__dict__["events"] == 3000 - kept
 
 
+def test_close_logs_how_many_were_not_kept_also_shortly_after_such_a_line(
+    stalled: Callable[..., MeterAgent],
+    sandbox: Sandbox,
+    hold: Hold,
+    heard: Heard,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    agent = stalled(on_drop=heard)
+    for n in range(1, 3011):
+        agent.record("tokens", "cus_1", n)
+    hold.release()
+    assert agent.flush(20)
+    sandbox.add_fault(Fault("hang"))
+    for n in range(3011, 6021):
+        agent.record("tokens", "cus_1", n)
+    final = agent.close(0)
+    lines = [r for r in caplog.records if r.getMessage().startswith("meter_agent.dropped_not")]
+    assert len(lines) == 2
+    not_kept = sum(line.__dict__["events"] for line in lines)
+    assert not_kept == final.dropped_total - len(heard.events)
+
+
 def test_a_callback_that_records_what_was_dropped_does_not_go_round_in_circles(
     stalled: Callable[..., MeterAgent], hold: Hold
 ) -> None:
