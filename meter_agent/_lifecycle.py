@@ -172,10 +172,12 @@ def _install() -> None:
 
 def _at_exit() -> None:
     _state.closing = True
-    close_all()
-    _state.exiting = True
-    if _state.kill_with is not None:
-        _end_process(_state.kill_with)
+    try:
+        close_all()
+    finally:  # also when Ctrl-C ends the wait
+        _state.exiting = True
+        if _state.kill_with is not None:
+            _end_process(_state.kill_with)
 
 
 # With the import and not with the first agent: that one may be built by an exit handler, and Python

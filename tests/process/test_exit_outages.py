@@ -199,3 +199,36 @@ def test_ctrl_c_during_the_drain_ends_the_wait_and_not_the_accounting(
     lines = [line for line in err.splitlines() if line.startswith("meter_agent.closed")]
     assert len(lines) == 1
     assert "'recorded': 250" in lines[0]
+
+
+def test_ctrl_c_during_the_drain_leaves_the_status_to_a_sigterm_before_it(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    sandbox.add_fault(Fault("hang"))
+    process = start(
+        """
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell ignores it
+        agent = MeterAgent(sandbox_url=URL, shutdown_timeout_seconds=60, handle_sigterm=True)
+        handle = signal.getsignal(signal.SIGTERM)
+        def handle_and_tell(*arguments):
+            handle(*arguments)
+            print("terminated")
+        signal.signal(signal.SIGTERM, handle_and_tell)
+        assert agent.record("tokens", "cus_1")
+        def tell():
+            while not agent._pipeline._flusher.closing:
+                time.sleep(0.001)
+            print("draining")
+        threading.Thread(target=tell, daemon=True).start()
+        """,
+        server.url,
+    )
+    wait_for(process, "draining")
+    process.send_signal(signal.SIGTERM)
+    wait_for(process, "terminated")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == -signal.SIGTERM
+    lines = [line for line in err.splitlines() if line.startswith("meter_agent.closed")]
+    assert len(lines) == 1
+    assert "'recorded': 1" in lines[0]
