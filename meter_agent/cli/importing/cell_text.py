@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["CellError", "check_name", "is_cut_to_15_digits", "plain_number"]
+__all__ = ["CellError", "check_name", "may_be_rounded", "plain_number"]
 
-# What a cell of a spreadsheet shows of a long number, with two digits of exponent or more. Programs
-# write 1.5e+20 or 1.5E20.
-_ROUNDED = re.compile(r"[+-]?[0-9](?:[.,][0-9]+)?E\+[0-9]{2,}")
+# What a cell of a spreadsheet shows of a long number, with two digits of exponent or more, and the
+# six digits of printf's %g, which awk uses. Programs write 1.5e+20 or 1.5E20.
+_ROUNDED = re.compile(r"[+-]?[0-9](?:(?:[.,][0-9]+)?E|[.,][0-9]{5}e)\+[0-9]{2,}")
 # A name never was a number on purpose; pandas and JavaScript write a small e.
 _ROUNDED_NAME = re.compile(_ROUNDED.pattern, re.IGNORECASE)
 _NOTHING = frozenset(
@@ -22,7 +22,10 @@ _NOTHING = frozenset(
 _IN_QUOTES = re.compile(r"=?\".*\"|'.*'", re.DOTALL)
 _GROUPED_BY_POINTS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:\.[0-9]{3})+")
 _WITH_DECIMAL_COMMA = re.compile(r"[+-]?(?:[0-9]+|[1-9][0-9]{0,2}(?:\.[0-9]{3})+)(?:,[0-9]+)?")
-_CUT = re.compile(r"[1-9][0-9]{14}0+")
+_INTEGER = re.compile(r"[1-9][0-9]{15,99}")
+_DOUBLE_EXACT_MAX = 2**53
+_DOUBLE_DIGITS = 17
+_SPREADSHEET_DIGITS = 15
 
 
 class CellError(ValueError):
@@ -48,9 +51,17 @@ def check_name(text: str) -> str:
     return text
 
 
-def is_cut_to_15_digits(text: str) -> bool:
-    """Whether *text* may be a longer number of which a spreadsheet kept 15 digits."""
-    return _CUT.fullmatch(text) is not None
+def may_be_rounded(text: str) -> bool:
+    """Whether *text* may be another integer once, which a program rounded.
+
+    Spreadsheets keep 15 digits. JavaScript and jq before 1.7 keep what a double does.
+    """
+    if not _INTEGER.fullmatch(text):
+        return False
+    digits = len(text.rstrip("0"))
+    return digits <= _SPREADSHEET_DIGITS or (
+        digits <= _DOUBLE_DIGITS and int(text) > _DOUBLE_EXACT_MAX
+    )
 
 
 def plain_number(text: str, decimal: str | None, delimiter: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from meter_agent.cli.importing.cell_text import is_cut_to_15_digits
+from meter_agent.cli.importing.cell_text import may_be_rounded
 from meter_agent.cli.importing.repetitions import Repetitions
 from meter_agent.cli.importing.row import Row, UnreadableError
 from meter_agent.cli.importing.row_mapper import Mapped, RowError, RowMapper
@@ -113,11 +113,11 @@ class Chunks:
                 f"row {earlier.row} has the same identifier {identifier!r} and says something "
                 f"else: Stripe would count that one alone{_advice(mapped)}"
             )
-        cut = next(filter(is_cut_to_15_digits, mapped.key), None)
-        if earlier is not None and cut is not None:
+        rounded = next(filter(may_be_rounded, mapped.key), None)
+        if earlier is not None and rounded is not None:
             raise RowError(
-                f"row {earlier.row} has the same {cut!r}, which looks cut to 15 digits by a "
-                "spreadsheet, so that different ones are the same: export that column as text"
+                f"row {earlier.row} has the same {rounded!r}, which a spreadsheet or JavaScript "
+                "may have rounded, so that different ones are the same: export that column as text"
             )
         return earlier is not None
 

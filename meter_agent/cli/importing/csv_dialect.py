@@ -60,13 +60,30 @@ class CsvDialect(NamedTuple):
             return text
         return " ".join(text.replace(self.delimiter, " ").split())
 
-    def is_ambiguous(self, text: str) -> bool:
-        """Whether the row *text* ends elsewhere when a backslash escapes a quote.
+    def doubt(self, lines: list[str]) -> str | None:
+        """Return why the row of these *lines* may end elsewhere, and the option that says it.
 
-        In RFC 4180 a quote behind a backslash ends the cell; MySQL, Spark and others write such a
-        quote as part of the cell, whose rest may look like rows of its own.
+        Between tabs, spreadsheets write quoted cells of several lines, and databases such as MySQL
+        write quotes as text, where each line is a row.
         """
-        if self.quotes is not None or '\\"' not in text:
+        if self.quotes is not None:
+            return None
+        if self.delimiter == "\t" and len(lines) > 1:
+            return (
+                "its quotes hold a line end, or are text: --quotes doubled or --quotes none says "
+                "which"
+            )
+        if self._may_escape("".join(lines)):
+            return (
+                'a quote behind a backslash, \\", ends a cell or is part of it: '
+                "--quotes doubled or --quotes backslash says which"
+            )
+        return None
+
+    def _may_escape(self, text: str) -> bool:
+        # In RFC 4180 a quote behind a backslash ends the cell; MySQL, Spark and others write such a
+        # quote as part of the cell, whose rest may look like rows of its own.
+        if '\\"' not in text:
             return False
         position = 0
         while True:

@@ -51,6 +51,7 @@ class CsvRows:
             raise click.UsageError(f"{file.name} is empty: it has no header") from None
         except csv.Error as error:
             raise click.UsageError(f"{file.name}: its header cannot be read: {error}") from None
+        self._header = header
         self.columns: list[str] = [name.strip().strip("\ufeff") for name in header]
         self._header_lines = self._lines.count
         self._width = len(self.columns)
@@ -92,11 +93,9 @@ class CsvRows:
                 raise self._stopped(f"CSV: {error}") from None
             if not any(map(str.strip, cells)):
                 continue
-            if self._dialect.is_ambiguous("".join(lines.taken)):
-                raise self._stopped(
-                    'a quote behind a backslash, \\", ends a cell or is part of it: '
-                    "--quotes doubled or --quotes backslash says which"
-                )
+            doubt = self._dialect.doubt(lines.taken)
+            if doubt is not None:
+                raise self._stopped(doubt)
             number += 1
             yield Row(
                 number,
@@ -108,12 +107,13 @@ class CsvRows:
             )
 
     def _problem(self, cells: list[str]) -> str | None:
+        if cells == self._header:
+            return "it is the header once more"
         if len(cells) == len(self.columns) == self._width:
             return None
-        spare = any(map(str.strip, cells[len(self.columns) :]))
-        if len(cells) < self._width or spare:
+        # An unquoted 1,234 is two cells, so an empty one too many is no nothing.
+        if not self._width <= len(cells) <= len(self.columns):
             return f"it has {len(cells)} cells, and the header has {len(self.columns)}"
-        # An unquoted 1,234 is two cells.
         for cell in cells[self._width :]:
             if cell.strip():
                 return f"its cell {cell[:40]!r} stands in a column without a name"

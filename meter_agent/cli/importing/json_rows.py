@@ -63,6 +63,11 @@ class JsonRows:
             document = _parsed(first)
             self._first = document if isinstance(document, dict) else {}
         except (ValueError, RecursionError):
+            if _ends_in_comma(first):
+                command = piped("sed 's/,[[:space:]]*$//' {}", self._name)
+                raise click.UsageError(
+                    f"{self._name} has a comma behind its objects: {command}"
+                ) from None
             if _goes_on(first):
                 raise self._refused(
                     "has an object over several lines", self._whole_path()
@@ -167,7 +172,17 @@ def _refuse_constant(name: str) -> float:
 
 
 def _goes_on(text: bytes) -> bool:
-    return text.startswith(b"{") and text.endswith((b"{", b"[", b",", b":"))
+    opened = text.startswith(b"{") and text.endswith((b"{", b"[", b",", b":"))
+    return opened and not _ends_in_comma(text)
+
+
+def _ends_in_comma(text: bytes) -> bool:
+    if not text.endswith(b"},"):
+        return False
+    try:
+        return isinstance(_parsed(text[:-1]), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def flat(document: dict[str, Any]) -> dict[str, Any]:

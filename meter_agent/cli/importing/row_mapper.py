@@ -255,11 +255,13 @@ class RowMapper:
             if found is None:
                 raise RowError(f"its {column!r} is empty, which is the {name}")
             return found
+        found = None
         for column in usual:
-            found = _clean(row.cells.get(column))
-            if found is not None:
-                return found
-        return None
+            cell = _clean(row.cells.get(column))
+            if cell is not None and found is not None:
+                raise _both(usual[0], column)
+            found = cell if found is None else found
+        return found
 
     def _moment(self, row: Row, now: float) -> float | None:
         given = self._cell(row, "timestamp", self._usual["timestamp"])
@@ -276,22 +278,30 @@ class RowMapper:
         return moment
 
     def _payload(self, row: Row, keys: PayloadKeys) -> dict[str, str] | None:
-        payload = dict(self._mapping.payload_constants)
-        if self._stripe_schema:
-            for column, cell in row.cells.items():
-                key = column[len(PAYLOAD) :]
-                if column in self._taken:
-                    continue
-                if column.startswith(_PREFIXES) and key and key not in keys:
-                    found = _clean(cell)
-                    if found is not None:
-                        payload[key] = _label(column, found)
+        payload = self._usual_payload(row, keys) if self._stripe_schema else {}
+        payload.update(self._mapping.payload_constants)
         for key, column in self._mapping.payload_columns.items():
             found = _clean(row.cells.get(column))
             if found is None:
                 raise RowError(f"its {column!r} is empty, which is payload {key!r}")
             payload[key] = _label(column, found)
         return payload or None
+
+    def _usual_payload(self, row: Row, keys: PayloadKeys) -> dict[str, str]:
+        payload: dict[str, str] = {}
+        for column, cell in row.cells.items():
+            key = column[len(PAYLOAD) :]
+            if column in self._taken or not column.startswith(_PREFIXES):
+                continue
+            if not key or key in keys:
+                continue
+            found = _clean(cell)
+            if found is None:
+                continue
+            if key in payload:
+                raise _both(*(prefix + key for prefix in _PREFIXES))
+            payload[key] = _label(column, found)
+        return payload
 
     def _key(self, row: Row) -> tuple[str, ...]:
         if not self._mapping.key:
@@ -305,10 +315,15 @@ class RowMapper:
         cell = _clean(row.cells.get(column))
         if cell is None:
             raise RowError(f"its {column!r} is empty, which is its key")
-        # A float does not keep the digits of a long number.
-        if isinstance(cell, float):
+        # A float does not keep the digits of a long number. JSON has floats as `Decimal`; integers
+        # of Parquet may be a `Decimal` without decimals.
+        if isinstance(cell, float) or (isinstance(cell, Decimal) and cell.as_tuple().exponent):
             raise RowError(f"its {column!r} is a floating-point number, which names no row")
         return str(self._checked("key", cell))
+
+
+def _both(first: str, second: str) -> RowError:
+    return RowError(f"it has both {first!r} and {second!r}; which one is meant?")
 
 
 def _looks_like_data(name: str) -> bool:

@@ -16,7 +16,7 @@ from meter_agent.cli.importing.input_file import InputFile
 from meter_agent.cli.importing.json_rows import JsonRows
 from meter_agent.cli.importing.parquet_rows import ParquetRows
 from meter_agent.cli.importing.row import Rows
-from meter_agent.cli.importing.signatures import BEGINNING_BYTES, check_text
+from meter_agent.cli.importing.signatures import BEGINNING_BYTES, check_text, is_parquet
 
 __all__ = ["FORMATS", "open_rows"]
 
@@ -63,7 +63,7 @@ def _format_of(file: InputFile, beginning: bytes) -> str:
     known = _SUFFIXES.get(PurePath(file.name).suffix.lower())
     if known is not None:
         return known
-    if beginning.startswith(b"PAR1"):
+    if is_parquet(beginning):
         return "parquet"
     return "jsonl" if _text(beginning).startswith((b"{", b"[")) else "csv"
 

@@ -7,7 +7,7 @@ import shlex
 
 import click
 
-__all__ = ["BEGINNING_BYTES", "check_text", "piped"]
+__all__ = ["BEGINNING_BYTES", "check_text", "is_parquet", "piped"]
 
 BEGINNING_BYTES = 4096
 
@@ -31,7 +31,7 @@ _CONVERTED = (
 )
 _NOT_TEXT = (
     (b"\xd0\xcf\x11\xe0", "a workbook of old Excel"),
-    (b"%PDF", "PDF"),
+    (b"%PDF-", "PDF"),
     (b"SQLite format 3\0", "an SQLite database"),
     (b"ORC", "ORC"),
     (b"Obj\x01", "Avro"),
@@ -48,22 +48,34 @@ def check_text(name: str, beginning: bytes) -> None:
         click.UsageError: It cannot; the message has the command that helps.
     """
     for mark, kind, command in _CONVERTED:
-        if beginning.startswith(mark):
+        if _begins_with(mark, beginning):
             raise _refused(name, kind, command)
     if beginning.startswith(b"PK\x03\x04"):
         _refuse_zip(name, beginning)
-    if beginning.startswith(b"PAR1"):
+    if is_parquet(beginning):
         raise click.UsageError(f"{name} is Parquet: --format parquet")
     if beginning[257:262] == b"ustar":
         raise _refused(name, "a tar archive", "tar -xOf {} MEMBER")
     for mark, kind in _NOT_TEXT:
-        if beginning.startswith(mark):
+        if _begins_with(mark, beginning):
             raise click.UsageError(
                 f"{name} is {kind}: export it as CSV, JSON Lines or Parquet and import that"
             )
     first_line = re.split(rb"[\r\n]", beginning, maxsplit=1)[0]
     if b"\0" in first_line:
         _refuse_zeros(name, first_line)
+
+
+def is_parquet(beginning: bytes) -> bool:
+    """Whether a file with this *beginning* is Parquet."""
+    return _begins_with(b"PAR1", beginning)
+
+
+def _begins_with(mark: bytes, beginning: bytes) -> bool:
+    # A header may begin with the letters of a signature: ORCID. What text has none of tells.
+    return beginning.startswith(mark) and (
+        not mark.isalnum() or re.search(rb"[\0-\x08\x0e-\x1f]", beginning) is not None
+    )
 
 
 def piped(command: str, name: str) -> str:

@@ -135,7 +135,7 @@ def test_every_line_end_ends_a_row(importer: Importer, end: str) -> None:
 
 
 def test_empty_columns_at_the_end_and_rows_of_commas_are_nothing(importer: Importer) -> None:
-    file = importer.file("a.csv", "org,n,,\ncus_1,5,,\n,,,\ncus_2,6\n , \ncus_3,7,,,,\n")
+    file = importer.file("a.csv", "org,n,,\ncus_1,5,,\n,,,\ncus_2,6\n , \ncus_3,7,\n")
     outcome = importer(file, *ORG)
     assert outcome.books() == {"rows": 3, "recorded": 3, "delivered": 3}
     assert importer.billed() == {"tokens": {"cus_1": "5", "cus_2": "6", "cus_3": "7"}}
@@ -336,7 +336,7 @@ def test_another_delimiter_is_named_and_taken(
         ("a.zip", b"PK\x03\x04" + b"0" * 26 + b"usage.csv", "`unzip -p"),
         ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a workbook of old Excel"),
         ("a.csv", b"<html><body>Sign in</body></html>", "is HTML or XML"),
-        ("a.csv", b"PAR1", "--format parquet"),
+        ("a.csv", b"PAR1\x15\x04", "--format parquet"),
         ("a.csv", JSON.encode(), "--format jsonl"),
         ("a.csv", "größe,n\n1,2\n".encode("latin-1"), "iconv -f WINDOWS-1252"),
         ("a.dat", b"\x00\x01\x02\x03", "it is not text"),
@@ -364,7 +364,7 @@ def test_what_is_no_text_of_rows_is_refused_by_its_name(
     [
         ("1.23457E+17", "looks rounded by a spreadsheet"),
         ('"1,23457E+17"', "looks rounded by a spreadsheet"),
-        ("123456789012345000", "looks cut to 15 digits"),
+        ("123456789012345000", "may have rounded"),
     ],
 )
 def test_keys_that_a_spreadsheet_made_equal_do_not_collapse_in_silence(
