@@ -21,7 +21,13 @@ from meter_agent.cli.exit_codes import ExitCode
 from meter_agent.cli.importing.chunks import Chunks
 from meter_agent.cli.importing.file_import import FileImport, Imported
 from meter_agent.cli.importing.input_file import InputFile
-from meter_agent.cli.importing.journal import Journal, Known, destination_of, known_imports
+from meter_agent.cli.importing.journal import (
+    Journal,
+    Known,
+    StartLock,
+    destination_of,
+    known_imports,
+)
 from meter_agent.cli.importing.options import ImportOptions
 from meter_agent.cli.importing.row import Rows
 from meter_agent.cli.importing.row_mapper import RowError, RowMapper
@@ -42,6 +48,13 @@ def deliver_file(file: InputFile, config: Config, options: ImportOptions) -> Exi
     """Import *file*, or say why not."""
     _make_state_directory(options.state_dir)
     destination = destination_of(config)
+    with StartLock(options.state_dir) as start:
+        return _start(file, config, options, destination, start)
+
+
+def _start(
+    file: InputFile, config: Config, options: ImportOptions, destination: str, start: StartLock
+) -> ExitCode:
     known = list(known_imports(options.state_dir, destination))
     beginnings = file.look_through({each.header["bytes"] for each in known})
     plan = {
@@ -51,11 +64,17 @@ def deliver_file(file: InputFile, config: Config, options: ImportOptions) -> Exi
         "event_source": options.mapping.event_source,
         "keys": [list(config.encoder_keys[0]), {**config.payload_keys}],
     }
-    journal = Journal(options.state_dir, file.digest, destination, plan)
+    journal = Journal(options.state_dir, file.digest, destination, plan, start)
     try:
         # The command is judged before the history of the file: a wrong one must not be told how to
         # bill the file once more.
         with journal, _opened_source(file, config, journal.mark, options) as source:
+            if journal.done and options.in_addition and not journal.header.get("in_addition"):
+                raise click.UsageError(
+                    f"{file.name} was imported on {journal.header['started_at']} with these options"
+                    ": its identifiers would be the same, and Stripe counts them once. "
+                    "--in-addition is for a file with other options, or one that has grown"
+                )
             if journal.done:
                 return _tell_earlier(file, journal, options)
             if not journal.exists:
@@ -65,6 +84,8 @@ def deliver_file(file: InputFile, config: Config, options: ImportOptions) -> Exi
                     f"{file.name}: an import of it was broken off behind row {journal.last_row}: "
                     "--resume goes on with it"
                 )
+            if journal.exists:
+                start.release()
             return _deliver(source, journal)
     except BlockingIOError:
         raise click.UsageError(f"{file.name} is being imported by another process") from None
@@ -144,7 +165,7 @@ def _check_first_time(
     same_meter = [
         each
         for each in known
-        if each.header["plan"]["event_source"] == options.mapping.event_source
+        if _may_bill_same(each.header["plan"]["event_source"], options.mapping.event_source)
     ]
     if options.resume and not journal.header:
         for each in same_meter:
@@ -166,8 +187,8 @@ def _check_first_time(
         if header["content"] == file.digest:
             _check_rows(source)
             raise click.UsageError(
-                f"{file.name} was imported {when} with other options, for the same meter. If it is "
-                "to be billed once more, say --in-addition"
+                f"{file.name} was imported {when} with other options, {_meter(each, journal)}. If "
+                "it is to be billed once more, say --in-addition"
             )
         if beginnings.get(header["bytes"]) == header["content"]:
             _check_rows(source)
@@ -175,6 +196,18 @@ def _check_first_time(
                 f"{file.name} begins with all that was imported {when}: these rows would be billed "
                 "once more. Leave them out or, if that is meant, say --in-addition"
             )
+
+
+def _may_bill_same(before: str, now: str) -> bool:
+    # Which meters a column names, only its rows tell.
+    return before == now or not (before.startswith("event=") and now.startswith("event="))
+
+
+def _meter(known: Known, journal: Journal) -> str:
+    before, now = known.header["plan"]["event_source"], journal.plan["event_source"]
+    if before == now:
+        return "for the same meter"
+    return f"for what may be the same meter ({before} then, {now} now)"
 
 
 def _check_rows(source: _Source) -> None:
@@ -213,6 +246,7 @@ def _deliver(source: _Source, journal: Journal) -> ExitCode:
             rejects=rejects,
             letters=letters,
             used=used,
+            in_addition=options.in_addition,
             patience_seconds=options.patience,
             shown=shown,
             total=rows.total,
@@ -243,6 +277,7 @@ def _open_side_files(source: _Source, journal: Journal) -> tuple[RejectsFile, Si
             file=source.file.name,
             bytes=source.file.size_bytes,
             started_at=format_timestamp(time.time()),
+            in_addition=source.options.in_addition,
             rejects=str(path),
         )
     # Before anything is sent: what is rejected later must find its place.

@@ -57,6 +57,7 @@ class FileImport:
         rejects: Takes rows that are not billed.
         letters: Takes events of which it is not known whether they are billed.
         used: Knows the identifiers of other imports.
+        in_addition: Whether the same usage is to be billed once more.
         patience_seconds: How long nothing may be delivered.
         shown: Told how far it is.
         total: About how many rows there are.
@@ -72,6 +73,7 @@ class FileImport:
         rejects: RejectsFile,
         letters: SideFile,
         used: UsedIdentifiers,
+        in_addition: bool,
         patience_seconds: float,
         shown: Progress,
         total: int,
@@ -91,6 +93,7 @@ class FileImport:
         self._rejects = rejects
         self._letters = letters
         self._used = used
+        self._in_addition = in_addition
         self._patience = Patience(patience_seconds)
         self._shown = shown
         self._total = total
@@ -124,9 +127,8 @@ class FileImport:
             self._go_on_with(self._journal.begun, interrupts)
         agent = self._make_agent(self._config)
         try:
-            while (chunk := self._chunks.take(time.time(), CHUNK_ROWS)) is not None:
+            while (chunk := self._take(time.time(), CHUNK_ROWS)) is not None:
                 interrupts.check()
-                self._file.check_unchanged()
                 self._claim(chunk)
                 self._journal.begin(Begun(chunk.first_row, chunk.last_row, chunk.at))
                 self._deliver(agent, chunk, interrupts, fresh=True)
@@ -135,34 +137,31 @@ class FileImport:
         if self._journal.last_row:
             self._journal.finish()
 
+    def _take(self, at: float, rows_max: int | None, last_row: int | None = None) -> Chunk | None:
+        chunk = self._chunks.take(at, rows_max, last_row)
+        # At the end as well: a file that was cut ends early.
+        self._file.check_unchanged()
+        return chunk
+
     def _claim(self, chunk: Chunk) -> None:
-        conflicts = self._used.claim(chunk.events, chunk.at)
+        conflicts = self._used.claim(chunk.events, chunk.at, once_more=self._in_addition)
         if not conflicts:
             return
         if len(conflicts) == len(chunk.events) and not self._journal.exists:
-            mapped, earlier = conflicts[0]
             raise click.UsageError(
-                f"{self._file.name}: nothing was sent, for its identifiers, such as "
-                f"{mapped.wire.identifier!r}, were sent {earlier} with other usage, and Stripe "
-                "counts an identifier once in 24 hours, whatever the meter. With --key COLUMN in "
-                "place of a column of identifiers each meter has its own; a key that was used for "
-                "this meter needs another --key"
+                f"{self._file.name}: nothing was sent: {conflicts[0][1]}, and so with every row. "
+                "Stripe counts an identifier once in 24 hours, whatever the meter. With --key "
+                "COLUMN in place of a column of identifiers each meter has its own; a key that was "
+                "used for this meter needs another --key"
             )
         refused = {id(mapped) for mapped, _ in conflicts}
         chunk.events = [mapped for mapped in chunk.events if id(mapped) not in refused]
-        chunk.rejected += [
-            Rejected(
-                mapped.row,
-                f"identifier {mapped.wire.identifier!r} was sent {earlier} with other usage: "
-                "Stripe would count that one alone",
-            )
-            for mapped, earlier in conflicts
-        ]
+        chunk.rejected += [Rejected(mapped.row, reason) for mapped, reason in conflicts]
 
     def _go_on_with(self, begun: Begun, interrupts: Interrupts) -> None:
         # The chunk in which an earlier run ended. Its events go out under their identifiers and
         # timestamps of before, which Stripe counts once; but only as long as it knows them.
-        chunk = self._chunks.take(begun.at, None, begun.last_row)
+        chunk = self._take(begun.at, None, begun.last_row)
         if chunk is None:
             raise FileChangedError(f"{self._file.name} ends before row {begun.first_row}")
         self._claim(chunk)

@@ -25,7 +25,15 @@ import click
 from meter_agent import Config
 from meter_agent.cli.importing.ledger import ImportLedger
 
-__all__ = ["Begun", "Journal", "Known", "destination_of", "known_imports", "state_directory"]
+__all__ = [
+    "Begun",
+    "Journal",
+    "Known",
+    "StartLock",
+    "destination_of",
+    "known_imports",
+    "state_directory",
+]
 
 _SUFFIX = ".journal"
 
@@ -46,6 +54,36 @@ class Known(NamedTuple):
     header: Mapping[str, Any]
 
 
+class StartLock:
+    """The right to begin an import; a context manager, which waits for it.
+
+    It is held from the look at other imports until the journal says that this one has begun. So of
+    two that begin at once, the second sees the first.
+
+    Args:
+        directory: Where journals are.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._descriptor: int | None = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+
+    def release(self) -> None:
+        """Let the next one begin."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        if self._descriptor is not None:
+            # NFS locks files only.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.release()
+
+
 class Journal:
     """The journal of one import; a context manager, which is the right to go on with it.
 
@@ -54,11 +92,18 @@ class Journal:
         content: Digest of the file.
         destination: Digest of where its events go.
         plan: What makes events of its rows.
+        start: Released when it has begun.
     """
 
     def __init__(
-        self, directory: Path, content: str, destination: str, plan: Mapping[str, Any]
+        self,
+        directory: Path,
+        content: str,
+        destination: str,
+        plan: Mapping[str, Any],
+        start: StartLock,
     ) -> None:
+        self._start = start
         self._content = content
         self.destination = destination
         """Digest of where the events go."""
@@ -115,6 +160,7 @@ class Journal:
     def begin(self, chunk: Begun) -> None:
         """Note that *chunk* is about to be sent for the first time."""
         self._note({"begun": chunk._asdict()})
+        self._start.release()
         self.begun = chunk
 
     def end(self, last_row: int, ledger: ImportLedger, lengths: Mapping[str, int]) -> None:
@@ -226,7 +272,8 @@ def state_directory(given: Path | None) -> Path:
         click.UsageError: Nothing names a place.
     """
     if given is not None:
-        return given
+        # A resume may come from another directory.
+        return Path(os.path.abspath(given))
     base = os.environ.get("XDG_STATE_HOME", "")
     if not base.startswith("/"):
         home = _home()

@@ -41,12 +41,20 @@ class UsedIdentifiers:
 
     def __init__(self, path: Path, file: str) -> None:
         self._path = path
-        self._file = file
+        # The database takes UTF-8 only.
+        self._file = file.encode(errors="replace").decode()
         self._database: sqlite3.Connection | None = None
         self._added: dict[str, bytes] = {}
 
-    def claim(self, events: Iterable[Mapped], now: float) -> list[tuple[Mapped, str]]:
-        """Note the identifiers of *events*; return those that were sent with other usage, and why.
+    def claim(
+        self, events: Iterable[Mapped], now: float, *, once_more: bool
+    ) -> list[tuple[Mapped, str]]:
+        """Note the identifiers of *events*; return those that Stripe would drop, and why.
+
+        Args:
+            events: What is about to be sent.
+            now: When; the same time again for events that are resumed.
+            once_more: Whether the same usage that was sent before is to be billed again.
 
         Raises:
             OSError: The database fails.
@@ -56,10 +64,10 @@ class UsedIdentifiers:
         if not own:
             return []
         with self._transaction(now) as database:
-            return list(self._claimed(database, own, now))
+            return list(self._claimed(database, own, now, once_more))
 
     def _claimed(
-        self, database: sqlite3.Connection, events: list[Mapped], now: float
+        self, database: sqlite3.Connection, events: list[Mapped], now: float, once_more: bool
     ) -> Iterator[tuple[Mapped, str]]:
         for mapped in events:
             key = _digest(mapped)
@@ -73,8 +81,14 @@ class UsedIdentifiers:
             content, at, file = database.execute(
                 "SELECT content, at, file FROM used WHERE identifier = ?", (key,)
             ).fetchone()
+            sent = (
+                f"identifier {mapped.wire.identifier!r} was sent on {format_timestamp(at)} by the "
+                f"import of {file}"
+            )
             if content != mapped.content:
-                yield mapped, f"on {format_timestamp(at)} by the import of {file}"
+                yield mapped, f"{sent} with other usage: Stripe would count that one alone"
+            elif once_more and at != now:
+                yield mapped, f"{sent}: Stripe would not count it once more"
 
     def release(self, events: Iterable[Mapped], now: float) -> None:
         """Take back what `claim` has just noted of *events*: Stripe does not have them.
