@@ -44,6 +44,9 @@ A request that is cut off by the deadline leaves its events uncertain; so the la
 enough to be answered. What a spool keeps is recorded until the deadline.
 """
 
+_LATE_AGENTS_SECONDS = 0.3
+"""Agents that are built while the others drain are closed until this long after the deadline."""
+
 
 class Closable(Protocol):
     """What the hooks need of an agent's pipeline."""
@@ -197,10 +200,21 @@ def close_all(*, until_nothing_waits: bool = False) -> None:
     """
     # One budget for the whole process. All agents drain at the same time; the deadline of each is
     # its own, so the whole takes no longer than the longest of them.
+    began = latest = SystemRuntime.monotonic()
+    closed: set[Closable] = set()
+    # Another thread may build an agent while those before it drain, and record with it.
+    while pipelines := [each for each in list(_state.pipelines) if each not in closed]:
+        ends = {p: min(began + p.shutdown_timeout_seconds, _state.ends_at) for p in pipelines}
+        closed.update(pipelines)
+        latest = max(latest, *ends.values())
+        _drain_and_close(ends, until_nothing_waits=until_nothing_waits)
+        if SystemRuntime.monotonic() > latest + _LATE_AGENTS_SECONDS:
+            break
+
+
+def _drain_and_close(ends: dict[Closable, float], *, until_nothing_waits: bool) -> None:
     now = SystemRuntime.monotonic()
-    pipelines = list(_state.pipelines)
-    ends = {p: min(now + p.shutdown_timeout_seconds, _state.ends_at) for p in pipelines}
-    reserved = not all(pipeline.keeps_the_rest for pipeline in pipelines)
+    reserved = not all(pipeline.keeps_the_rest for pipeline in ends)
     try:
         for pipeline, deadline in ends.items():
             pipeline.begin_drain(deadline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -286,3 +287,40 @@ def test_sigterm_during_the_exit_drain_lets_it_finish_and_keeps_its_status(
     assert done.returncode == -signal.SIGTERM
     assert "'delivered': 1" in done.stderr
     assert sandbox.totals()["accepted"] == 1
+
+
+LATE_AGENT = """
+def build_another():
+    while not first._pipeline._flusher.closing:
+        time.sleep(0.001)
+    late = MeterAgent(sandbox_url=URL, flush_interval_seconds=60)
+    for n in range(10):
+        assert late.record("late", "cus_1")
+    print("recorded")
+"""
+
+
+@pytest.mark.parametrize("by_signal", [False, True], ids=["at exit", "after SIGTERM"])
+def test_an_agent_that_is_built_while_another_one_drains_delivers_too(
+    sandbox: Sandbox, server: SandboxServer, *, by_signal: bool
+) -> None:
+    sandbox.add_fault(Fault("delay", seconds=3.0, times=1))
+    end = "print('ready'); thread.join(); time.sleep(180)" if by_signal else ""
+    process = start(
+        f"""
+        first = MeterAgent(sandbox_url=URL, handle_sigterm=True, shutdown_timeout_seconds=60)
+        {textwrap.indent(LATE_AGENT, " " * 8).strip()}
+        first.record("tokens", "cus_1")
+        thread = threading.Thread(target=build_another, daemon=True)
+        thread.start()
+        {end}
+        """,
+        server.url,
+    )
+    if by_signal:
+        wait_for(process, "ready")
+        process.send_signal(signal.SIGTERM)
+    done = finish(process)
+    assert "recorded" in done.stdout
+    assert done.returncode == (-signal.SIGTERM if by_signal else 0)
+    assert sandbox.totals()["totals"] == {"tokens": {"cus_1": "1"}, "late": {"cus_1": "10"}}
