@@ -32,9 +32,9 @@ def metered(
 ) -> Callable[[_Function], _Function]:
     """Record one event for each call of the decorated function that ends without an exception.
 
-    Functions, coroutine functions, generator functions and async generator functions are told
-    apart. A generator is billed when it has ended, and also when its consumer stops early or its
-    task is cancelled, if it has yielded anything by then. A call that raises is not billed.
+    A call that gives a coroutine is billed when that has returned. A generator is billed when it
+    has ended, and also when its consumer stops early or its task is cancelled, if it has yielded
+    anything by then. A call that raises is not billed.
 
     Args:
         event_name: The meter's event name.
@@ -67,7 +67,8 @@ def metered(
         raise TypeError('metered() needs the name of an event: @metered("api_requests")')
 
     def decorate(function: _Function) -> _Function:
-        if not callable(function):
+        # A staticmethod can be called, but the function made of it here would be a method.
+        if not callable(function) or isinstance(function, staticmethod):
             raise TypeError(
                 f"metered() decorates a function, not {type(function).__name__}: put it below"
                 " @classmethod, @staticmethod and @property"

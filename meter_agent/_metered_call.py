@@ -34,7 +34,11 @@ class MeteredCall:
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments by name, defaults included."""
-        bound = _signature(self._function).bind(*self._args, **self._kwargs)
+        function, args, kwargs = self._function, self._args, self._kwargs
+        while isinstance(function, functools.partial):  # its signature has not what it holds
+            args, kwargs = (*function.args, *args), {**function.keywords, **kwargs}
+            function = function.func
+        bound = _signature(function).bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.arguments
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,17 +29,19 @@ def wrapped(function: Callable[..., Any], bill: _Bill) -> Callable[..., Any]:
 
         async def call_async(*args: Any, **kwargs: Any) -> Any:
             call = MeteredCall(function, args, kwargs)
-            call.result = await function(*args, **kwargs)
-            bill(call)
-            return call.result
+            return await _run_coroutine(function(*args, **kwargs), call, bill)
 
         return call_async
 
     def call_now(*args: Any, **kwargs: Any) -> Any:
         call = MeteredCall(function, args, kwargs)
-        call.result = function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        run = _RUN.get(type(result))
+        if run is not None:
+            return run(result, call, bill)
+        call.result = result
         bill(call)
-        return call.result
+        return result
 
     return call_now
 
@@ -51,6 +53,10 @@ class GeneratorFunction:
     billed to, and whether its arguments are right, is known when it is made. So this is an object
     that looks like a function: `inspect` goes by the attributes of one, `__code__` above all.
     """
+
+    # Not in `__dict__`, which `functools.wraps` copies: another decorator around this object would
+    # get the function and the bill of this one.
+    __slots__ = ("__dict__", "_bill", "_function", "_run")
 
     def __init__(self, function: Callable[..., Any], bill: _Bill, run: Callable[..., Any]) -> None:
         self._function, self._bill, self._run = function, bill, run
@@ -114,6 +120,23 @@ async def _run_async_generator(
                 raise
             except BaseException as error:  # noqa: BLE001 - the generator's to handle
                 step = functools.partial(generator.athrow, error)
+
+
+async def _run_coroutine(
+    coroutine: Coroutine[Any, Any, Any], call: MeteredCall, bill: _Bill
+) -> Any:
+    call.result = await coroutine
+    bill(call)
+    return call.result
+
+
+# What a call may give back that has not ended yet. Not only a function of its kind gives one: so do
+# an object whose `__call__` is one, and the plain function of a decorator around one.
+_RUN: dict[type, Callable[..., Any]] = {
+    types.CoroutineType: _run_coroutine,
+    types.GeneratorType: _run_generator,
+    types.AsyncGeneratorType: _run_async_generator,
+}
 
 
 @contextmanager

@@ -275,6 +275,73 @@ def test_partial_objects_and_wrapped_functions_are_told_apart_by_what_they_are(
     assert len(events.all) == 2
 
 
+def test_the_arguments_of_a_partial_object_are_those_of_its_function(
+    events: RecordedEvents,
+) -> None:
+    partial = functools.partial(functools.partial(count, 2), fail=False)
+    call = metered("c", customer=lambda call: f"cus_{call.arguments['until']}")(partial)
+    assert list(call()) == [1, 2]
+    assert list(call(fail=False)) == [1, 2]
+    assert [event.customer for event in events.all if event.event_name == "c"] == ["cus_2"] * 2
+
+
+def test_each_decorator_of_a_generator_function_bills(events: RecordedEvents) -> None:
+    twice = metered("outer", customer="cus_1")(metered("inner", customer="cus_2")(range_of))
+    assert list(twice(3)) == [0, 1, 2]
+    assert billed(events) == [("inner", "cus_2", "1"), ("outer", "cus_1", "1")]
+
+
+def range_of(number: int) -> Generator[int, None, None]:
+    yield from range(number)
+
+
+class Coroutine:
+    async def __call__(self, text: str) -> str:
+        return await chat(text)
+
+
+class Items:
+    def __call__(self, number: int) -> Generator[int, None, None]:
+        return range_of(number)
+
+
+class AsyncItems:
+    async def __call__(self, number: int) -> AsyncGenerator[int, None]:
+        for each in range(number):
+            yield each
+
+
+def passed_on(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As a decorator does that knows of plain functions alone."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    return call
+
+
+def test_a_call_that_gives_a_coroutine_is_billed_when_that_has_returned(
+    events: RecordedEvents,
+) -> None:
+    length: Any = metered("calls", customer="cus_1", value=lambda call: len(call.result))
+    for function in (Coroutine(), functools.partial(Coroutine()), passed_on(chat)):
+        assert asyncio.run(length(function)("four")) == "four"
+        with pytest.raises(LookupError):
+            asyncio.run(length(function)(""))
+    assert [each for each in billed(events) if each[0] == "calls"] == [("calls", "cus_1", "4")] * 3
+
+
+def test_a_call_that_gives_a_generator_is_billed_when_that_has_ended(
+    events: RecordedEvents,
+) -> None:
+    by_items: Any = metered("calls", customer="cus_1", value=lambda call: call.items)
+    for function in (Items(), functools.partial(Items()), passed_on(range_of)):
+        assert list(by_items(function)(3)) == [0, 1, 2]
+    assert asyncio.run(drain(by_items(AsyncItems())(3))) == [0, 1, 2]
+    assert billed(events) == [("calls", "cus_1", "3")] * 4
+
+
 # -- what inspect and pickle make of them ----------------------------------------------------------
 
 

@@ -117,7 +117,7 @@ def test_a_decorator_without_the_name_of_an_event_is_told_at_once() -> None:
             pass
 
 
-@pytest.mark.parametrize("wrap", [classmethod, property])
+@pytest.mark.parametrize("wrap", [classmethod, staticmethod, property])
 def test_a_decorator_above_what_binds_a_method_is_told_at_once(wrap: Callable[..., Any]) -> None:
     with pytest.raises(TypeError, match="put it below @classmethod, @staticmethod and @property"):
         metered("calls")(wrap(len))
