@@ -18,6 +18,7 @@ from __future__ import annotations
 import operator
 import re
 import sys
+from datetime import datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Any, Final, SupportsIndex, cast
 
@@ -25,12 +26,14 @@ from meter_agent._printable import is_a, safe_repr
 from meter_agent.exceptions import InvalidEventError
 
 __all__ = [
+    "UNCHANGING_TYPES",
     "VALUE_DECIMALS_MAX",
     "VALUE_DIGITS_MAX",
     "as_bool",
     "as_float",
     "as_whole",
     "format_value",
+    "unchanging",
 ]
 
 VALUE_DIGITS_MAX: Final = 15
@@ -52,6 +55,9 @@ _FLOAT_RULE = (
     f"must be less than 1e{VALUE_DIGITS_MAX}, because Stripe takes {VALUE_DIGITS_MAX} digits."
     " Record it in a larger unit, or as several events"
 )
+
+UNCHANGING_TYPES: Final = frozenset({int, float, str, Decimal, bool, type(None), datetime})
+"""Of nearly all that is recorded; a quick answer for them."""
 
 _LIMIT: Final = 10**VALUE_DIGITS_MAX
 _FLOAT_LIMIT = 10.0**VALUE_DIGITS_MAX
@@ -109,6 +115,16 @@ def as_whole(value: object) -> int | None:
         return int.__int__(operator.index(cast("SupportsIndex", value)))
     except (Exception, SystemExit):  # noqa: BLE001  code of the application
         return None
+
+
+def unchanging(value: object) -> object:
+    """Return the int that *value* is now, if it is of a type that may be changed; or *value*.
+
+    An event is checked and formatted after the call that recorded it. A tensor of one number, for
+    example, can be hashed and is a whole number, and the next step of its owner adds to it.
+    """
+    whole = None if type(value) in UNCHANGING_TYPES else as_whole(value)
+    return value if whole is None else whole
 
 
 def as_float(value: object) -> float | None:

@@ -25,6 +25,7 @@ from itertools import repeat, starmap
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from meter_agent._amount import UNCHANGING_TYPES, unchanging
 from meter_agent._batch import Batch
 from meter_agent._event import Label, Name
 from meter_agent._event_buffer import NEVER, EventBuffer, Record, Terms, copied
@@ -105,6 +106,7 @@ class RingBuffer(EventBuffer):
         events, extend = self._events, self._events.extend
         door, gate, clock = self._door, self._gate, self._runtime.clock
         look_up, enter, cannot_hold = self._look_up, self._enter, self._cannot_hold
+        unchanging_types = UNCHANGING_TYPES
 
         def record(
             event_name: Name,
@@ -119,7 +121,11 @@ class RingBuffer(EventBuffer):
                 if timestamp is None and identifier is None and payload is None:
                     details = _NO_DETAILS
                 else:
+                    if timestamp is not None:
+                        timestamp = unchanging(timestamp)
                     details = _Details(timestamp, identifier, copied(payload))
+                if type(value) is not int and type(value) not in unchanging_types:
+                    value = unchanging(value)
                 event = (details, clock.time(), event_name, customer_id, value)
                 if not door[0]:
                     return enter(event)

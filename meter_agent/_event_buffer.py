@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
+from meter_agent._amount import UNCHANGING_TYPES, unchanging
 from meter_agent._batch import Batch
 from meter_agent._dropped import DroppedEvents
 from meter_agent._event import Label, MeterEvent, Name
@@ -495,9 +496,13 @@ def _wiped_on_fork() -> mmap.mmap | bytearray:
 
 
 def copied(payload: Any) -> Any:
-    # The caller may change its dict after the call. What is not a mapping stays as it is and is
-    # refused by the validation; `record()` itself never raises.
+    # The caller may change its dict and what is in it after the call. What is not a mapping stays
+    # as it is and is refused by the validation; `record()` itself never raises.
     try:
-        return dict(payload)
+        labels = dict(payload)
+        for key, label in labels.items():
+            if type(label) not in UNCHANGING_TYPES:
+                labels[key] = unchanging(label)
     except Exception:  # noqa: BLE001 - whatever a caller's object does when it is read
         return payload
+    return labels

@@ -15,6 +15,7 @@ from meter_agent import (
     InvalidEventError,
 )
 from meter_agent._buffer import _NO_DETAILS, RingBuffer
+from meter_agent._event import Label
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent, billed
 from tests.log_lines import events_of
@@ -101,6 +102,36 @@ def test_own_identifiers_and_timestamps_reach_stripe(
     assert first["timestamp"].startswith(moment.strftime("%Y-%m-%dT%H:%M:%S.123"))
     assert sandbox.totals()["duplicates"] == 1
     assert second["timestamp"] < first["timestamp"]
+
+
+class Tensor:
+    """Can be hashed, is a whole number, and can be changed in place."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __index__(self) -> int:
+        return self.number
+
+
+@pytest.mark.parametrize("spooled", [False, True], ids=["in memory", "in a spool"])
+def test_an_event_is_billed_as_it_was_when_it_was_recorded(
+    spooled: bool, make_agent: MakeAgent, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    agent = make_agent(flush_interval_seconds=60.0, spool_dir=str(tmp_path) if spooled else None)
+    used, label, moment = Tensor(5), Tensor(7), Tensor(int(time.time()) - 60)
+    payload: dict[str, Label] = {"kind": label, "region": "eu"}
+    agent.record("tokens", "cus_1", used)
+    agent.record("tokens", "cus_2", 1, timestamp=moment, payload=payload)  # type: ignore[arg-type]
+    moments = moment.number
+    used.number = label.number = moment.number = 999
+    payload["region"] = "us"
+    assert agent.close(20).delivered == 2
+    assert billed(sandbox) == {"tokens": {"cus_1": "5", "cus_2": "1"}}
+    last = sandbox.ledger()[1]
+    assert last["payload"]["kind"] == "7"
+    assert last["payload"]["region"] == "eu"
+    assert datetime.fromisoformat(last["timestamp"]).timestamp() == moments
 
 
 def test_the_timestamp_is_the_moment_of_recording_however_late_the_event_leaves(
