@@ -23,6 +23,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any
 
 from meter_agent._printable import one_line
@@ -425,6 +426,9 @@ def _unix_seconds(http_date: str | None) -> float | None:
     import email.utils  # noqa: PLC0415 - rare, and it drags in half of the email package
 
     try:
-        return email.utils.parsedate_to_datetime(http_date or "").timestamp()
+        parsed = email.utils.parsedate_to_datetime(http_date or "")
+        # The form of asctime names no zone, and all HTTP dates are in universal time (RFC 9110,
+        # section 5.6.7).
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError, OSError):
         return None

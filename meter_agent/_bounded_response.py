@@ -20,6 +20,7 @@ from urllib3.exceptions import IncompleteRead
 from meter_agent._runtime import SystemRuntime
 
 __all__ = [
+    "EXCHANGE_IN_TIMEOUTS",
     "HEAD_BYTES_MAX",
     "BoundedAdapter",
     "Bounds",
@@ -34,7 +35,8 @@ HEAD_BYTES_MAX = 64 * 1024
 _FRAMING_BYTES_MAX = 64 * 1024
 """For what is neither head nor body: sizes and extensions of chunks, trailers."""
 
-_EXCHANGE_IN_TIMEOUTS = 4
+EXCHANGE_IN_TIMEOUTS = 4
+"""How many silences the exchange as a whole may take."""
 
 
 class EndlessAnswerError(OSError):
@@ -45,20 +47,30 @@ class Bounds:
     """How much is read in one exchange, and until when.
 
     Args:
-        silence_seconds: How long to wait for the next byte. The exchange as a whole takes at most
-            four times as long.
+        silence_seconds: How long to wait for the next byte.
+        exchange_seconds: How long the exchange as a whole may take.
         body_bytes_max: The longest body that is of use.
     """
 
-    __slots__ = ("_bytes_max", "_ends_at", "bytes_read", "left_over", "silence_seconds")
+    __slots__ = (
+        "_bytes_max",
+        "_ends_at",
+        "_exchange_seconds",
+        "bytes_read",
+        "left_over",
+        "silence_seconds",
+    )
 
-    def __init__(self, silence_seconds: float, body_bytes_max: int) -> None:
+    def __init__(
+        self, silence_seconds: float, exchange_seconds: float, body_bytes_max: int
+    ) -> None:
         self.silence_seconds = silence_seconds
         self.bytes_read = 0
         self.left_over = False
         """Whether bytes were read that do not belong to the answer."""
         self._bytes_max = HEAD_BYTES_MAX + body_bytes_max + _FRAMING_BYTES_MAX
-        self._ends_at = SystemRuntime.monotonic() + _EXCHANGE_IN_TIMEOUTS * silence_seconds
+        self._exchange_seconds = exchange_seconds
+        self._ends_at = SystemRuntime.monotonic() + exchange_seconds
 
     def wait_seconds(self) -> float:
         """Return how long the next wait may take.
@@ -68,8 +80,9 @@ class Bounds:
         """
         left = self._ends_at - SystemRuntime.monotonic()
         if left <= 0:
-            total = _EXCHANGE_IN_TIMEOUTS * self.silence_seconds
-            raise TimeoutError(f"Read timed out. (no complete answer within {total:g} s)")
+            raise TimeoutError(
+                f"Read timed out. (no complete answer within {self._exchange_seconds:g} s)"
+            )
         return min(left, self.silence_seconds)
 
     def count(self, byte_count: int) -> None:
@@ -205,7 +218,7 @@ class BoundedAdapter(HTTPAdapter):
     """
 
     def __init__(self, **options: Any) -> None:
-        self.bounds = Bounds(0.0, 0)
+        self.bounds = Bounds(0.0, 0.0, 0)
         super().__init__(**options)
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:

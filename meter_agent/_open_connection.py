@@ -107,7 +107,7 @@ class OpenConnection:
         self._socket.close()
 
     def post(
-        self, target: str, headers: Mapping[str, str], body: bytes, *, timeout: float
+        self, target: str, headers: Mapping[str, str], body: bytes, bounds: Bounds
     ) -> tuple[Reply, bool]:
         """Post *body* and return the whole answer, and whether the connection can be used again.
 
@@ -115,14 +115,13 @@ class OpenConnection:
             target: The path.
             headers: Sent as they are, beside host and content length.
             body: What is sent.
-            timeout: Seconds of silence after which to give up.
+            bounds: How much is read, and until when.
 
         Raises:
             TransportError: No complete answer came. The connection is of no use any more.
         """
         # A memoryview, because its repr shows nothing: a crash page would print the credentials.
         request = memoryview(_head_of_request(target, self._host, headers, len(body)) + body)
-        bounds = Bounds(timeout, BODY_BYTES_MAX)
         try:
             refused_early = self._write(request, bounds)
             received = self._read(bounds, at_once=refused_early)

@@ -93,7 +93,7 @@ class Transport:
             url: Where to.
             headers: Sent as they are, beside the content type and length.
             body: JSON bytes. Where there are none, no content type is sent, and a length of 0.
-            at_most_seconds: Cuts both timeouts further, for the last moments of a process.
+            at_most_seconds: What is left before the process ends; the whole exchange ends by then.
 
         Raises:
             TransportError: No complete answer came.
@@ -102,11 +102,14 @@ class Transport:
         connection = self._take_open(route.host)
         if connection is None:
             return self._post_by_requests(route, headers, body, at_most_seconds)
-        _, timeout = self._timeouts(at_most_seconds)
+        from meter_agent._bounded_response import Bounds  # noqa: PLC0415
+
+        _, silence, exchange = self._timeouts(at_most_seconds)
+        bounds = Bounds(silence, exchange, BODY_BYTES_MAX)
         again = False
         try:
             headers = {**(_HEADERS if body else _HEADERS_WITHOUT_BODY), **headers}
-            reply, again = connection.post(route.target, headers, body, timeout=timeout)
+            reply, again = connection.post(route.target, headers, body, bounds)
         except ValueError as error:
             raise TransportError(str(error), maybe_accepted=False) from None
         finally:
@@ -184,12 +187,12 @@ class Transport:
 
         kept_alive = route.host in self._kept_alive
         self._kept_alive.discard(route.host)
-        timeouts = self._timeouts(at_most_seconds)
+        *timeouts, exchange = self._timeouts(at_most_seconds)
         adapter: Any = self._connected()
         # Other adapters than the network's have no use for them.
-        adapter.bounds = bounds = Bounds(timeouts[1], body_bytes_max)
+        adapter.bounds = bounds = Bounds(timeouts[1], exchange, body_bytes_max)
         try:
-            response = adapter.send(request, stream=True, timeout=timeouts, **route.settings)
+            response = adapter.send(request, stream=True, timeout=(*timeouts,), **route.settings)
         except failures.RequestException as error:
             raise _explained(error, kept_alive=kept_alive) from None
         except (OSError, ValueError) as error:
@@ -272,12 +275,17 @@ class Transport:
             )
         return self._routes[url]
 
-    def _timeouts(self, at_most_seconds: float | None) -> tuple[float, float]:
+    def _timeouts(self, at_most_seconds: float | None) -> tuple[float, float, float]:
+        # To connect, of a silence, and of the whole exchange.
+        from meter_agent._bounded_response import EXCHANGE_IN_TIMEOUTS  # noqa: PLC0415
+
         connect, read = self._connect_timeout_seconds, self._read_timeout_seconds
+        exchange = EXCHANGE_IN_TIMEOUTS * read
         if at_most_seconds is None:
-            return connect, read
+            return connect, read, exchange
         # Zero would mean "do not block" to a socket, and fail before anything was tried.
-        return max(0.05, min(connect, at_most_seconds)), max(0.05, min(read, at_most_seconds))
+        most = max(0.05, at_most_seconds)
+        return min(connect, most), min(read, most), min(exchange, most)
 
     def _read(self, response: Response, body_bytes_max: int) -> Reply:
         from meter_agent._bounded_response import read_body  # noqa: PLC0415

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import time
 from email.utils import formatdate
 from typing import Any
 
@@ -333,6 +334,20 @@ def test_a_dated_retry_after_is_compared_with_the_date_of_its_answer(clock_is_of
         503, {"Retry-After": retry_after, "Date": date}, b"", host="h", wall_time=wall_time
     )
     assert answer.retry_after_seconds == 30.0
+
+
+@pytest.mark.parametrize("form", ["%a %b %d %H:%M:%S %Y", "%A, %d-%b-%y %H:%M:%S GMT"])
+def test_the_obsolete_forms_of_a_date_are_in_universal_time_too(
+    monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        retry_after = time.strftime(form, time.gmtime(NOW + 30))
+        assert parse_retry_after(retry_after, wall_time=NOW) == 30.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize("date", [None, "", "yesterday", "Mon, 99 Foo 2026 99:99:99 GMT"])

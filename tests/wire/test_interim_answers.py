@@ -131,14 +131,19 @@ class Endless:
         self._stop.set()
 
 
-def post_endless(endless: Endless, warm_ups: int, read_timeout_seconds: float) -> TransportError:
+def post_endless(
+    endless: Endless,
+    warm_ups: int,
+    read_timeout_seconds: float,
+    at_most_seconds: float | None = None,
+) -> TransportError:
     transport = Transport(connect_timeout_seconds=20.0, read_timeout_seconds=read_timeout_seconds)
     with listening(endless) as server:
         for _ in range(warm_ups):
             post(transport, server.url + "/warm-up")
         try:
             with pytest.raises(TransportError) as raised:
-                post(transport, server.url)
+                transport.post(server.url, {}, b"{}", at_most_seconds=at_most_seconds)
             assert not transport._open, "a connection in the middle of an answer is of no use"
         finally:
             endless.stop()
@@ -165,3 +170,15 @@ def test_an_answer_that_drips_for_ever_ends_by_four_timeouts(what: str, warm_ups
     assert (error.maybe_accepted, error.stale) == (True, False)
     # The timeout for silence alone would have ended nothing: two seconds are four of them.
     assert 2.0 <= time.monotonic() - began < 15.0
+
+
+@pytest.mark.parametrize("warm_ups", [0, 2], ids=["first request", "further request"])
+@pytest.mark.parametrize("what", ["a body", "hints"])
+def test_an_answer_that_drips_ends_with_the_time_that_is_left_before_the_end(
+    what: str, warm_ups: int
+) -> None:
+    endless = Endless(*ENDLESS[what], every_seconds=0.02)
+    began = time.monotonic()
+    error = post_endless(endless, warm_ups, read_timeout_seconds=20.0, at_most_seconds=1.0)
+    assert error.maybe_accepted
+    assert 1.0 <= time.monotonic() - began < 3.5

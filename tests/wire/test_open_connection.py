@@ -15,6 +15,7 @@ import pytest
 from urllib3.util import wait_for_read
 
 from meter_agent import _open_connection
+from meter_agent._bounded_response import Bounds
 from meter_agent._transport import BODY_BYTES_MAX, Reply, Transport, TransportError
 from tests.wire.servers import Listener, answer, listening, read_request
 
@@ -113,7 +114,8 @@ def test_a_request_is_one_look_one_write_one_wait_and_one_read(
             connection = _open_connection.OpenConnection(_Owner(counted), "h")
             for _ in range(5):
                 assert connection.is_open
-                reply, again = connection.post("/", {}, b"x" * 18_000, timeout=5.0)
+                bounds = Bounds(20.0, 20.0, 1000)
+                reply, again = connection.post("/", {}, b"x" * 18_000, bounds)
                 assert (reply.status, again) == (200, True)
         assert len(server.requests) == 5
     assert calls == ["look", "send", "wait", "recv"] * 5
