@@ -50,7 +50,9 @@ class CsvRows:
         except StopIteration:
             raise click.UsageError(f"{file.name} is empty: it has no header") from None
         except csv.Error as error:
-            raise click.UsageError(f"{file.name}: its header cannot be read: {error}") from None
+            line = (self._lines.taken or [""])[0].strip()
+            advice = self._other_delimiter(line) or f"its header cannot be read: {error}"
+            raise click.UsageError(f"{file.name}: {advice}") from None
         self._header = header
         self.columns: list[str] = [name.strip().strip("\ufeff") for name in header]
         self._header_lines = self._lines.count
@@ -65,15 +67,21 @@ class CsvRows:
             command = piped("tail -n +2 {}", self._name)
             return f"{self._name} begins with {first!r}, which is for a spreadsheet: {command}"
         if self._width == 1:
-            for delimiter, shown in _OTHER_DELIMITERS.items():
-                if delimiter in first and delimiter != self._dialect.delimiter:
-                    return (
-                        f"the header of {self._name} is one cell, {printable(first[:80])!r}: is "
-                        f"there another character between its cells? --delimiter {shown}"
-                    )
+            advice = self._other_delimiter(first)
+            if advice is not None:
+                return f"{self._name}: {advice}"
         if not all(map(_is_text, self.columns)):
             command = piped("iconv -f WINDOWS-1252 -t UTF-8 {}", self._name)
             return f"the header of {self._name} is not UTF-8; if it is Windows-1252: {command}"
+        return None
+
+    def _other_delimiter(self, header: str) -> str | None:
+        for delimiter, shown in _OTHER_DELIMITERS.items():
+            if delimiter in header and delimiter != self._dialect.delimiter:
+                return (
+                    f"its header is one cell, {printable(header[:80])!r}: is there another "
+                    f"character between its cells? --delimiter {shown}"
+                )
         return None
 
     def __iter__(self) -> Iterator[Row]:
@@ -90,7 +98,7 @@ class CsvRows:
                 yield Row(number, lines.count, {}, [error.beginning], str(error))
                 continue
             except csv.Error as error:
-                raise self._stopped(f"CSV: {error}") from None
+                raise self._stopped(self._dialect.doubt(lines.taken) or _told(error)) from None
             if not any(map(str.strip, cells)):
                 continue
             doubt = self._dialect.doubt(lines.taken)
@@ -140,6 +148,13 @@ def _line_end(reader: BinaryIO) -> str:
     beginning = reader.read(_BEGINNING_BYTES)
     reader.seek(0)
     return "\r" if re.match(rb"[^\r\n]*\r+[^\r\n]", beginning) else "\n"
+
+
+def _told(error: csv.Error) -> str:
+    # `csv` says "new-line" for a carriage return, which is no line end in this file.
+    if "new-line" in str(error):
+        return "a carriage return outside of quotes"
+    return f"CSV: {error} (where quotes are text: --quotes none)"
 
 
 def _is_text(name: str) -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, BinaryIO, Self
 
+from meter_agent.cli.importing.signatures import piped
+
 __all__ = ["FileChangedError", "InputFile"]
 
 _BLOCK_BYTES = 1024 * 1024
@@ -81,7 +83,13 @@ class InputFile:
             FileChangedError: Somebody did.
         """
         if _version_of(os.fstat(self._file.fileno())) != self._version:
-            raise FileChangedError(f"{self.name} has changed while it was read")
+            raise FileChangedError(self._changed())
+
+    def _changed(self) -> str:
+        if os.fstat(self._file.fileno()).st_size <= self.size_bytes:
+            return f"{self.name} has changed while it was read; restore it as it was"
+        before = piped(f"head -c {self.size_bytes} {{}}", self.name)
+        return f"{self.name} has grown while it was read; without its new rows it is {before}"
 
     def __enter__(self) -> Self:
         return self

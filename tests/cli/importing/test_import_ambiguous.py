@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -194,3 +195,31 @@ def test_long_rows_of_parquet_tell_their_size_and_are_few_at_a_time(importer: Im
         assert 100_000 <= row.size < 200_000
         assert pa.total_allocated_bytes() - before < 64 * 1024 * 1024
         reader.close()
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_a_quoted_header_names_its_delimiter_too(importer: Importer, delimiter: str) -> None:
+    text = '"org"~"n"\n"cus_1"~"5"\n'.replace("~", delimiter)
+    file = importer.file("a.csv", text)
+    outcome = importer(file, *ORG)
+    assert (outcome.status, importer.billed()) == (2, {})
+    given = shlex.split(outcome.talk.rpartition("--delimiter ")[2])[0]
+    assert importer(file, *ORG, "--delimiter", given).status == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ('cus_1\t5\t"half', "--quotes doubled or --quotes none"),
+        ('cus_1\t5\t"a" b', "--quotes none"),
+        ("cus_1\t5\ta\rb", "a carriage return outside of quotes"),
+    ],
+)
+def test_a_row_that_cannot_be_read_names_the_option_that_may_help(
+    importer: Importer, row: str, told: str
+) -> None:
+    file = importer.folder / "a.tsv"
+    file.write_bytes(f"org\tn\tnote\n{row}\ncus_2\t6\tx\n".encode())
+    outcome = importer(file, *ORG, "--delimiter", "tab")
+    assert (outcome.status, importer.billed()) == (3, {})
+    assert told in outcome.report["ended"]

@@ -123,3 +123,25 @@ def test_two_imports_that_begin_at_once_do_not_bill_the_same_rows(
 def waits_for_a_lock(pid: int) -> bool:
     """Whether the kernel has *pid* wait for a lock of a file."""
     return re.search(rf"-> FLOCK .* {pid} ", Path("/proc/locks").read_text()) is not None
+
+
+def test_a_file_that_grew_is_gone_on_with_as_the_message_says(
+    importer: Importer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = importer.file("a.csv", numbers(CHUNK_ROWS + 3))
+    end = Journal.end
+
+    def grow(journal: Journal, *arguments: Any) -> None:
+        end(journal, *arguments)
+        with file.open("a") as more:
+            more.write("7\n")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "end", grow)
+        outcome = importer(file, *TOKENS)
+    assert (outcome.status, outcome.report["delivered"]) == (3, CHUNK_ROWS)
+    found = re.search(r"`(.*) \| meter-agent import -`", outcome.report["ended"])
+    assert found is not None
+    before = subprocess.run(["sh", "-c", found[1]], capture_output=True, check=True, timeout=60)
+    assert importer("-", *TOKENS, "--resume", stdin=before.stdout).status == 0
+    assert importer.billed() == {"tokens": {"cus_1": str(sum(range(CHUNK_ROWS + 4)))}}

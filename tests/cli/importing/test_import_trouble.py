@@ -157,7 +157,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_gone_on_with(
     monkeypatch.setattr(Chunks, "take", write_and_take)
     outcome = importer(file, *TOKENS)
     assert outcome.status == 3
-    assert "has changed while it was read" in outcome.talk
+    assert "has grown while it was read" in outcome.talk
     assert outcome.books() == {"rows": 300, "recorded": 300, "delivered": 300}
     assert importer.billed() == total(300)
 
