@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from meter_agent._health import Health, Room
 from meter_agent._ledger import DropReason, Stats
 from meter_agent._pipeline import Pipeline
 from meter_agent._runtime import Runtime, SystemRuntime
-from meter_agent.exceptions import MeterAgentError
+from meter_agent._secret import shown
+from meter_agent.exceptions import ConfigError, MeterAgentError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -51,12 +53,12 @@ class MeterAgent:
         **settings: Any field of `Config`; they win over *config* and over the environment.
 
     The callbacks are called from a sender thread, or from the one that closes the agent, outside
-    every lock. What they raise is logged
-    and goes no further. They may record, flush and close; there, `flush()` and `close()` do not
-    wait.
+    every lock. What they raise is logged and goes no further. They may record, flush and close;
+    there, `flush()` and `close()` do not wait. A coroutine function is refused: nobody awaits it.
 
     Raises:
-        ConfigError: One or more settings are wrong; the message lists all of them.
+        ConfigError: One or more settings are wrong; the message lists all of them. Or *config* is
+            no `Config`, or a callback cannot be called.
 
     Example:
         >>> from meter_agent import MeterAgent
@@ -77,6 +79,9 @@ class MeterAgent:
         on_drop: OnDrop | None = None,
         **settings: Any,
     ) -> None:
+        _refuse_wrong_arguments(
+            config, on_dead_letter=on_dead_letter, on_error=on_error, on_drop=on_drop
+        )
         from_environment = config is None
         if config is None:
             config = Config.from_env(**settings)
@@ -286,6 +291,21 @@ def build(config: Config, **seams: Any) -> MeterAgent:
     agent = MeterAgent.__new__(MeterAgent)
     agent._assemble(config, **seams)  # noqa: SLF001
     return agent
+
+
+def _refuse_wrong_arguments(config: object, **callbacks: object) -> None:
+    problems = [
+        f"{name}={shown(callback)}: must be a function that is called, and not awaited:"
+        " a coroutine function would never run"
+        for name, callback in callbacks.items()
+        if callback is not None
+        and (not callable(callback) or inspect.iscoroutinefunction(callback))
+    ]
+    if config is not None and not isinstance(config, Config):
+        rule = "must be a Config; single settings are given by keyword, api_key=... for example"
+        problems.append(f"config={shown(config)}: {rule}")
+    if problems:
+        raise ConfigError(problems)
 
 
 @contextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from meter_agent import DeadLetter, MeterAgent, MeterAgentError, _lifecycle
+import meter_agent
+from meter_agent import Config, ConfigError, DeadLetter, MeterAgent, MeterAgentError, _lifecycle
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent, billed, sender_threads, wait_until
 from tests.log_lines import events_of
@@ -35,6 +37,30 @@ def test_a_callback_that_raises_harms_nobody(
     assert len(calls) == 2
     assert "meter_agent.callback_failed" in events_of(caplog)
     assert "meter_agent.sender_died" not in events_of(caplog)
+
+
+async def nobody_awaits(*_arguments: object) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["on_dead_letter", "on_error", "on_drop"])
+@pytest.mark.parametrize("callback", [nobody_awaits, 5, "print"])
+@pytest.mark.parametrize("make", [MeterAgent, meter_agent.configure])
+def test_a_callback_that_would_never_run_is_refused_where_the_agent_is_built(
+    make: Callable[..., MeterAgent], callback: object, name: str
+) -> None:
+    callbacks: dict[str, Any] = {name: callback}
+    with pytest.raises(ConfigError, match=f"{name}=.*: must be a function"):
+        make(sandbox_url="http://127.0.0.1:9", **callbacks)
+
+
+@pytest.mark.parametrize("config", [{"api_key": "rk_live_12345678"}, "rk_live_12345678", Config])
+@pytest.mark.parametrize("make", [MeterAgent, meter_agent.configure])
+def test_settings_that_are_no_config_are_refused_without_showing_a_key(
+    make: Callable[..., MeterAgent], config: Any
+) -> None:
+    with pytest.raises(ConfigError, match="must be a Config") as caught:
+        make(config)
+    assert "12345678" not in str(caught.value)
 
 
 def test_a_callback_may_record_flush_and_close(make_agent: MakeAgent, sandbox: Sandbox) -> None:
