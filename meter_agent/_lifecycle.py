@@ -115,7 +115,7 @@ def register(pipeline: Closable, *, handle_sigterm: bool) -> None:
     """Close *pipeline* when the process ends, and let it start over in forked children."""
     _state.pipelines[pipeline] = None
     _install()
-    if handle_sigterm and not _state.sigterm_installed:
+    if handle_sigterm:
         _install_sigterm()
 
 
@@ -259,6 +259,10 @@ def _install_sigterm() -> None:
     import signal  # noqa: PLC0415 - few agents handle it, and it costs 0.5 ms
 
     previous = signal.getsignal(signal.SIGTERM)
+    if _state.kill_with is not None or (_state.sigterm_installed and previous != signal.SIG_DFL):
+        # It is ours, or one that was installed later, and may call ours. The default is back where
+        # a forked child has reset it, as workers of Celery and gunicorn do.
+        return
     if previous is None or (not callable(previous) and _kernel_calls_handler(signal.SIGTERM)):
         # Set from C, which Python can neither call nor put back.
         _tell_sigterm_not_handled(

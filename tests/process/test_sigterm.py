@@ -279,3 +279,51 @@ def test_a_subinterpreter_cannot_handle_sigterm_and_the_log_says_so(
     )
     done = run(f"inside({script!r})", server.url, before=IN_A_SUBINTERPRETER)
     assert "meter_agent.sigterm_not_handled" in done.stderr
+
+
+def test_a_child_that_has_reset_sigterm_may_have_it_handled_again(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    done = run(
+        """
+        meter_agent.configure(sandbox_url=URL, handle_sigterm=True)
+        ready, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            meter_agent.configure(sandbox_url=URL, handle_sigterm=True, flush_interval_seconds=60)
+            assert meter_agent.record("tokens", "cus_1")
+            os.write(tell, b"recorded")
+            time.sleep(180)
+        os.read(ready, 8)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status))
+        """,
+        server.url,
+    )
+    assert int(done.stdout) == -signal.SIGTERM
+    assert sandbox.totals()["accepted"] == 1
+
+
+def test_a_handler_that_the_application_installs_later_is_not_replaced_by_a_second_agent(
+    sandbox: Sandbox, server: SandboxServer
+) -> None:
+    done = run(
+        """
+        MeterAgent(sandbox_url=URL, handle_sigterm=True)
+        ours = signal.getsignal(signal.SIGTERM)
+        def handle(*arguments):
+            print("handled")
+            ours(*arguments)
+        signal.signal(signal.SIGTERM, handle)
+        agent = MeterAgent(sandbox_url=URL, handle_sigterm=True, flush_interval_seconds=60)
+        assert agent.record("tokens", "cus_1")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(180)
+        """,
+        server.url,
+    )
+    assert done.stdout == "handled\n"
+    assert done.returncode == -signal.SIGTERM
+    assert sandbox.totals()["accepted"] == 1
