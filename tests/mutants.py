@@ -368,8 +368,8 @@ MUTANTS = (
     Mutant(
         "no kind is ever paused",
         "_brake.py",
-        "            if run.count < _RUN or",
-        "            if True or",
+        "            if run.count < _RUN:\n",
+        "            if True:\n",
     ),
     Mutant(
         "a duplicate is taken for a bad event",

@@ -12,8 +12,10 @@ from meter_agent.sandbox._gateways import GATEWAY_ANSWERS
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-__all__ = ["LOOKUP_SECONDS_MAX", "POISONED", "Weather"]
+__all__ = ["LOOKUP_SECONDS_MAX", "NAMES", "POISONED", "Weather"]
 
+NAMES = ("requests", "tokens")
+"""Of the events in these worlds."""
 POISONED = "poisoned"
 """The code of events that are refused for ever, in every world."""
 STORM_SECONDS_MAX = 120.0
@@ -80,7 +82,11 @@ class Weather:
             # is refused alone afterwards, nobody can know (the failure modes say so).
             return
 
+        names = self.random.choice((NAMES, NAMES[:1], NAMES[1:]))
+
         def note(event: dict[str, Any]) -> bool:
+            if event["event_name"] not in names:
+                return False
             self._world.books.archived.add(int(event["payload"]["value"]))
             return True
 

@@ -21,7 +21,7 @@ from tests.simulation.books import Books
 from tests.simulation.network import Network, SimulatedAdapter
 from tests.simulation.runtime import START, SimulatedRuntime
 from tests.simulation.scheduler import BrokenPromiseError, Scheduler, Task
-from tests.simulation.weather import POISONED, Weather
+from tests.simulation.weather import NAMES, POISONED, Weather
 
 __all__ = ["World"]
 
@@ -216,7 +216,7 @@ class World:
     def record(self) -> None:
         number = self.books.next_number()
         kind = self.random.random()
-        name, poison = "requests", False
+        name, poison = NAMES[number % len(NAMES)], False
         if kind < self.poison_share:
             poison = True
         elif kind < self.poison_share + self.invalid_share:
