@@ -16,7 +16,8 @@ from dataclasses import replace
 from datetime import datetime
 from urllib.parse import quote
 
-from meter_agent._answer import Answer, Grant, Verdict, judge
+from meter_agent._answer import Answer, Grant, Verdict
+from meter_agent._answer_table import judge
 from meter_agent._ledger import Traffic
 from meter_agent._printable import one_line
 from meter_agent._runtime import Runtime

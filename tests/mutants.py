@@ -337,7 +337,7 @@ MUTANTS = (
     ),
     Mutant(
         "429 counts as perhaps accepted",
-        "_answer.py",
+        "_answer_table.py",
         "        Verdict.RATE_LIMITED,\n    ),",
         "        Verdict.RETRY,\n        maybe_accepted=True,\n    ),",
     ),
@@ -349,13 +349,13 @@ MUTANTS = (
     ),
     Mutant(
         "any 2xx is Stripe's",
-        "_answer.py",
+        "_answer_table.py",
         '        is_stripes = is_empty_object or _text(headers.get("Request-Id")) is not None\n',
         "        is_stripes = True\n",
     ),
     Mutant(
         "any refusal is Stripe's",
-        "_answer.py",
+        "_answer_table.py",
         "        is_stripes = bool(message and (code or type_))\n",
         "        is_stripes = True\n",
     ),
@@ -373,7 +373,7 @@ MUTANTS = (
     ),
     Mutant(
         "a duplicate is taken for a bad event",
-        "_answer.py",
+        "_answer_table.py",
         "        Verdict.DUPLICATE,\n    ),",
         "        Verdict.REJECTED,\n    ),",
     ),

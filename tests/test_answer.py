@@ -15,15 +15,9 @@ from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
 from meter_agent import exceptions
-from meter_agent._answer import (
-    ANSWERS,
-    RETRY_AFTER_SECONDS_MAX,
-    Answer,
-    Verdict,
-    judge,
-    parse_retry_after,
-    rule_of,
-)
+from meter_agent._answer import Answer, Verdict
+from meter_agent._answer_table import ANSWERS, judge, rule_of
+from meter_agent._retry_after import RETRY_AFTER_SECONDS_MAX, parse_retry_after
 from meter_agent._transport import Reply
 from meter_agent.sandbox._gateways import GATEWAY_ANSWERS
 
