@@ -190,6 +190,12 @@ def _check_first_time(
                 f"{file.name} was imported {when} with other options, {_meter(each, journal)}. If "
                 "it is to be billed once more, say --in-addition"
             )
+        if header.get("text") == file.text_digest:
+            _check_rows(source)
+            raise click.UsageError(
+                f"{file.name} has the same text as what was imported {when}, saved with other line "
+                "ends. If it is to be billed once more, say --in-addition"
+            )
         if beginnings.get(header["bytes"]) == header["content"]:
             _check_rows(source)
             raise click.UsageError(
@@ -276,6 +282,7 @@ def _open_side_files(source: _Source, journal: Journal) -> tuple[RejectsFile, Si
         journal.start(
             file=source.file.name,
             bytes=source.file.size_bytes,
+            text=source.file.text_digest,
             started_at=format_timestamp(time.time()),
             in_addition=source.options.in_addition,
             rejects=str(path),

@@ -17,6 +17,7 @@ from meter_agent.cli.importing.signatures import piped
 __all__ = ["FileChangedError", "InputFile"]
 
 _BLOCK_BYTES = 1024 * 1024
+_BOM = b"\xef\xbb\xbf"
 
 
 class FileChangedError(Exception):
@@ -45,6 +46,8 @@ class InputFile:
         self._version = _version_of(status)
         self.digest = ""
         """Names the content; known after `look_through`."""
+        self.text_digest = ""
+        """Names the text without its mark of UTF-8 and whatever its line ends; known likewise."""
         self.lines = 0
         """About how many rows a text has; known after `look_through`."""
 
@@ -56,18 +59,19 @@ class InputFile:
         """
         beginnings: dict[int, str] = {}
         stops = sorted(length for length in lengths if length < self.size_bytes)
-        digest, read, last = hashlib.blake2b(digest_size=16), 0, b"\n"
+        digest, text, read, last = hashlib.blake2b(digest_size=16), _TextDigest(), 0, b"\n"
         self._file.seek(0)
         while block := self._file.read(
             min(_BLOCK_BYTES, (stops or [_BLOCK_BYTES + read])[0] - read)
         ):
             digest.update(block)
+            text.update(block)
             self.lines += block.count(b"\n")
             read += len(block)
             last = block[-1:]
             if stops and read == stops[0]:
                 beginnings[stops.pop(0)] = digest.hexdigest()
-        self.digest = digest.hexdigest()
+        self.digest, self.text_digest = digest.hexdigest(), text.hexdigest()
         self.lines += last != b"\n"
         return beginnings
 
@@ -96,6 +100,30 @@ class InputFile:
 
     def __exit__(self, *_exception: object) -> None:
         self._file.close()
+
+
+class _TextDigest:
+    """Digest of a text that editors, spreadsheets and transfers save in other ways."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._held = b""
+        self._is_first = True
+
+    def update(self, block: bytes) -> None:
+        text = (self._held + block).replace(b"\r\n", b"\n")
+        if self._is_first and len(text) < len(_BOM):
+            self._held = text
+            return
+        if self._is_first:
+            text, self._is_first = text.removeprefix(_BOM), False
+        # A line end at the end may go on in the next block, or be that of the last line.
+        body = text.rstrip(b"\r\n")
+        self._digest.update(body)
+        self._held = text[len(body) :]
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 def _version_of(status: os.stat_result) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import click
 
 from meter_agent.cli.importing.input_file import InputFile
-from meter_agent.cli.importing.row import ROW_CHARACTERS_MAX, Row, UnreadableError
+from meter_agent.cli.importing.row import REASON_COLUMN, ROW_CHARACTERS_MAX, Row, UnreadableError
 from meter_agent.cli.importing.signatures import piped
 
 __all__ = ["JsonRows", "flat"]
@@ -135,6 +135,8 @@ def _json_row(number: int, line: int, text: bytes | None, shown: bytes) -> Row:
         document = _parsed(text)
         if not isinstance(document, dict):
             return Row(number, line, {}, original, "it is no JSON object")
+        if document.keys() == {REASON_COLUMN, "unreadable"}:
+            return Row(number, line, document, original, "it is as unreadable as before: mend it")
         return Row(number, line, flat(document), original, None, len(original))
     except (_TwiceError, UnicodeDecodeError) as error:
         return Row(number, line, {}, original, str(error))

@@ -223,3 +223,12 @@ def test_a_row_that_cannot_be_read_names_the_option_that_may_help(
     outcome = importer(file, *ORG, "--delimiter", "tab")
     assert (outcome.status, importer.billed()) == (3, {})
     assert told in outcome.report["ended"]
+
+
+def test_an_unreadable_row_among_the_rejects_is_not_billed_as_it_is(importer: Importer) -> None:
+    options = ("--event=tokens", "--customer=cus_1", "--value=1")
+    outcome = importer(importer.file("a.jsonl", '{"a":1}\n{"a": tru\n{"a":2}\n'), *options)
+    assert outcome.books()["rejected"] == 1
+    again = importer(outcome.report["rejects"], *options)
+    assert again.books() == {"rows": 1, "rejected": 1}
+    assert importer.billed() == {"tokens": {"cus_1": "2"}}

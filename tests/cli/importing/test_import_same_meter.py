@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from meter_agent.cli.importing import input_file
 from meter_agent.cli.importing.chunks import Chunks
 from meter_agent.cli.importing.file_import import CHUNK_ROWS
 from meter_agent.cli.importing.journal import Begun, Journal
@@ -145,3 +146,30 @@ def test_a_file_that_grew_is_gone_on_with_as_the_message_says(
     before = subprocess.run(["sh", "-c", found[1]], capture_output=True, check=True, timeout=60)
     assert importer("-", *TOKENS, "--resume", stdin=before.stdout).status == 0
     assert importer.billed() == {"tokens": {"cus_1": str(sum(range(CHUNK_ROWS + 4)))}}
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        b"\xef\xbb\xbforg,n\ncus_1,5\ncus_2,6\n",
+        b"org,n\r\ncus_1,5\r\ncus_2,6\r\n",
+        b"org,n\ncus_1,5\ncus_2,6",
+    ],
+    ids=["mark", "line ends", "last line"],
+)
+@pytest.mark.parametrize("block", [1, 3, 1024])
+def test_the_same_text_with_other_line_ends_is_refused(
+    importer: Importer, monkeypatch: pytest.MonkeyPatch, saved: bytes, block: int
+) -> None:
+    monkeypatch.setattr(input_file, "_BLOCK_BYTES", block)
+    first = importer.file("a.csv", "org,n\ncus_1,5\ncus_2,6\n")
+    assert importer(first, *ORG).status == 0
+    file = importer.folder / "saved.csv"
+    file.write_bytes(saved)
+    outcome = importer(file, *ORG)
+    assert (outcome.status, "has the same text" in outcome.talk) == (2, True)
+    assert importer.billed() == {"tokens": {"cus_1": "5", "cus_2": "6"}}
+    assert importer(file, *ORG, "--in-addition").status == 0
+    assert importer.billed() == {"tokens": {"cus_1": "10", "cus_2": "12"}}
+    changed = importer.file("c.csv", "org,n\ncus_1,5\n\ncus_2,6\n")
+    assert importer(changed, *ORG).status == 0
