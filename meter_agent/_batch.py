@@ -75,3 +75,7 @@ class Batch:
         self.sent_at = dict.fromkeys(ids, wall) | self.sent_at
         self.attempted = dict.fromkeys(ids, (wall, monotonic)) | self.attempted
         self.ambiguous |= frozenset(ids)
+
+    def attempted_of(self, part: Sequence[MeterEvent]) -> list[MeterEvent]:
+        """Return the events of *part* that Stripe may have."""
+        return [event for event in part if id(event) in self.attempted]

@@ -28,11 +28,12 @@ from meter_agent._batch import Batch
 from meter_agent._body_limit import BodyLimit
 from meter_agent._brake import Brake, pause_seconds
 from meter_agent._dead_letters import DeadLetterReason
-from meter_agent._event import TIMESTAMP_PAST_SECONDS_MAX, MeterEvent
+from meter_agent._event import MeterEvent
 from meter_agent._held import HeldBatches
 from meter_agent._ledger import Outcome, Traffic
 from meter_agent._log import ERROR, INFO, WARNING, EventLog
 from meter_agent._pace import Pace
+from meter_agent._resend_window import ResendWindow
 from meter_agent._runtime import Runtime
 from meter_agent._session import SessionCache
 from meter_agent._steady_clock import SteadyClock
@@ -105,8 +106,7 @@ class Delivery:
         self._traffic = traffic
         self._log = log
         self._on_error = on_error
-        self._resend_window_seconds = resend_window_seconds
-        self._clock = clock or SteadyClock(runtime)
+        self._window = ResendWindow(runtime, resend_window_seconds, clock or SteadyClock(runtime))
         self._refused_tokens_in_a_row = 0
         self._retrying = Retrying(
             retry=retry_if_result(lambda answer: answer is not None and _again(answer)),
@@ -239,11 +239,11 @@ class Delivery:
     def _set_aside_too_old(
         self, batch: Batch, part: list[MeterEvent], settle: Settle
     ) -> list[MeterEvent]:
-        horizon = self._horizon()
+        horizon = self._window.horizon()
         if batch.oldest_timestamp >= horizon:
             return part
         too_old = [event for event in part if event.timestamp < horizon]
-        uncertain = _attempted(batch, too_old)
+        uncertain = batch.attempted_of(too_old)
         never_sent = _without(too_old, uncertain)
         if never_sent:
             settle(never_sent, Outcome.DEAD_LETTERED, DeadLetterReason.TOO_OLD, None)
@@ -254,12 +254,9 @@ class Delivery:
     def _set_aside_too_late(
         self, batch: Batch, part: list[MeterEvent], answer: Answer, settle: Settle
     ) -> list[MeterEvent]:
-        late = self._past_window(batch, part)
+        late = self._window.past(batch, part)
         settle(late, Outcome.UNCERTAIN, DeadLetterReason.UNCERTAIN, answer)
         return _without(part, late)
-
-    def _horizon(self) -> float:
-        return self._clock.time() - TIMESTAMP_PAST_SECONDS_MAX
 
     # -- attempts ------------------------------------------------------------------------------
 
@@ -282,9 +279,9 @@ class Delivery:
         if ticket is None:
             return None
         try:
-            if too_late := self._too_late(batch, part):
+            if too_late := self._window.too_late(batch, part):
                 return too_late
-            doubt = self._clock_in_doubt(batch, part)
+            doubt = self._window.in_doubt(batch, part)
             answer, free = (doubt, False) if doubt else self._exchange(batch, part)
             if answer is None:
                 return None
@@ -312,7 +309,7 @@ class Delivery:
         token = self._sessions.token(self._stream.open_session)
         if isinstance(token, Answer):
             return token, False
-        if too_late := self._too_late(batch, part):
+        if too_late := self._window.too_late(batch, part):
             return too_late, True  # opening the session took its time
         answer = self._send(batch, part, token)
         if answer is None:
@@ -333,7 +330,7 @@ class Delivery:
         answer = self._stream.send(
             token,
             [event.body for event in part],
-            may_repeat=lambda: self._may_repeat(batch, part),
+            may_repeat=lambda: self._window.allows(batch, part),
         )
         if answer.verdict is Verdict.ACCEPTED:
             self._traffic.last_success_at = self._runtime.clock.time()
@@ -342,44 +339,6 @@ class Delivery:
         if not _may_hold(answer, part):
             self._attempts.forget_attempt(batch, attempted)
         return answer
-
-    def _too_late(self, batch: Batch, part: list[MeterEvent]) -> Answer | None:
-        # Asked after each wait, which may have been long: for the turn, for a session.
-        if self._past_window(batch, part):
-            return _window_over(self._resend_window_seconds)
-        horizon = self._horizon()
-        if batch.oldest_timestamp < horizon and any(event.timestamp < horizon for event in part):
-            return Answer(Verdict.TOO_OLD)
-        return None
-
-    def _may_repeat(self, batch: Batch, part: list[MeterEvent]) -> bool:
-        return not (self._too_late(batch, part) or self._clock_in_doubt(batch, part))
-
-    def _clock_in_doubt(self, batch: Batch, part: list[MeterEvent]) -> Answer | None:
-        # What the wall clock claims to be too late waits until it is certain: see `SteadyClock`.
-        ahead = self._clock.ahead() if batch.attempted else 0.0
-        if not ahead or not self._past_window(batch, part, ahead=ahead):
-            return None
-        return Answer(
-            Verdict.RETRY,
-            message=(
-                f"the wall clock has jumped ahead by {ahead:.0f} s: what Stripe may have is not "
-                "sent again until the clock has kept to that for a minute, or is right again"
-            ),
-        )
-
-    def _past_window(
-        self, batch: Batch, part: list[MeterEvent], *, ahead: float = 0.0
-    ) -> list[MeterEvent]:
-        if not batch.attempted:
-            return []
-        wall, monotonic = self._clock.time() + ahead, self._runtime.monotonic()
-
-        def is_past(event: MeterEvent) -> bool:
-            began = batch.attempted[id(event)]
-            return max(wall - began[0], monotonic - began[1]) >= self._resend_window_seconds
-
-        return [event for event in _attempted(batch, part) if is_past(event)]
 
     def _after_failure(self, state: RetryCallState) -> None:
         # tenacity calls this after an attempt that will be made again: outside every lock.
@@ -427,20 +386,6 @@ def _may_hold(answer: Answer, part: list[MeterEvent]) -> bool:
     return answer.maybe_accepted or answer.verdict in {Verdict.ACCEPTED, Verdict.DUPLICATE}
 
 
-def _attempted(batch: Batch, part: list[MeterEvent]) -> list[MeterEvent]:
-    return [event for event in part if id(event) in batch.attempted]
-
-
 def _without(part: list[MeterEvent], others: list[MeterEvent]) -> list[MeterEvent]:
     ids = set(map(id, others))
     return [event for event in part if id(event) not in ids]
-
-
-def _window_over(window_seconds: float) -> Answer:
-    return Answer(
-        Verdict.RESEND_WINDOW_OVER,
-        message=(
-            f"Stripe may have this event, and its first attempt is over {window_seconds:g} s ago: "
-            "sent again, it could be billed twice"
-        ),
-    )

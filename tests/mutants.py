@@ -239,19 +239,19 @@ MUTANTS = (
     Mutant(
         "an accepted batch is not attempted while it is counted",
         "_delivery.py",
-        "answer.verdict in {Verdict.ACCEPTED, Verdict.DUPLICATE}\n\n\ndef _attempted",
-        "False\n\n\ndef _attempted",
+        "answer.verdict in {Verdict.ACCEPTED, Verdict.DUPLICATE}\n\n\ndef _without",
+        "False\n\n\ndef _without",
     ),
     Mutant(
         "the resend window is longer than it says",
-        "_delivery.py",
-        ">= self._resend_window_seconds\n",
-        ">= 2 * self._resend_window_seconds\n",
+        "_resend_window.py",
+        ">= self._seconds\n",
+        ">= 2 * self._seconds\n",
     ),
     Mutant(
         "the resend window is not looked at after the session",
         "_delivery.py",
-        "        if too_late := self._too_late(batch, part):\n"
+        "        if too_late := self._window.too_late(batch, part):\n"
         "            return too_late, True  # opening the session took its time\n",
         "",
     ),
@@ -395,10 +395,10 @@ MUTANTS = (
         "        if not self._attempts.begin_attempt(batch, part):\n            return None\n"
         "        answer = self._stream.send(\n            token,\n"
         "            [event.body for event in part],\n"
-        "            may_repeat=lambda: self._may_repeat(batch, part),\n        )\n",
+        "            may_repeat=lambda: self._window.allows(batch, part),\n        )\n",
         "        answer = self._stream.send(\n            token,\n"
         "            [event.body for event in part],\n"
-        "            may_repeat=lambda: self._may_repeat(batch, part),\n        )\n"
+        "            may_repeat=lambda: self._window.allows(batch, part),\n        )\n"
         "        if not self._attempts.begin_attempt(batch, part):\n            return None\n",
     ),
     Mutant(

@@ -504,7 +504,7 @@ def test_nothing_is_sent_again_when_the_session_took_longer_than_the_window(worl
     world.sandbox.add_fault(Fault("delay", on="session", seconds=29.0))
     world.sandbox.add_fault(Fault("reset", when="after", times=1))
     world.sandbox.add_fault(Fault("status", status=401, code=expired, times=1))
-    world.delivery._resend_window_seconds = 20.0
+    world.delivery._window._seconds = 20.0
     world.deliver(1)
     assert world.outcomes() == {Outcome.UNCERTAIN: 1}
     assert len(world.stream_requests()) == 2
@@ -514,7 +514,7 @@ def test_a_connection_that_breaks_after_the_window_earns_no_free_retry(world: Wo
     world.deliver(1)  # from now on the connection is kept alive
     world.sandbox.add_fault(Fault("delay", on="stream", seconds=10.0, times=1))
     world.sandbox.add_fault(Fault("reset", when="after", times=1))
-    world.delivery._resend_window_seconds = 5.0
+    world.delivery._window._seconds = 5.0
     world.deliver(1)
     assert world.outcomes() == {Outcome.DELIVERED: 1, Outcome.UNCERTAIN: 1}
     assert len(world.stream_requests()) == 2
