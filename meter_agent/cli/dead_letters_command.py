@@ -231,7 +231,10 @@ def _open(
     try:
         return path, Letters(path, Choice(**choice)), Resent(path)
     except OSError as error:
-        raise click.UsageError(f"{path}: {error.strerror}") from None
+        # `discard` is given an identifier where the others are given a file.
+        is_name = isinstance(error, FileNotFoundError) and str(file) == path.name
+        hint = "; one letter is chosen by --identifier" if is_name and not named else ""
+        raise click.UsageError(f"{path}: {error.strerror}{hint}") from None
 
 
 def _sending(config: Config, path: Path) -> Config:

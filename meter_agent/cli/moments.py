@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime, tzinfo
 from zoneinfo import ZoneInfo
 
-__all__ = ["MomentError", "parse_moment", "parse_zone"]
+__all__ = ["MomentError", "NoZoneError", "parse_moment", "parse_zone"]
 
 # As `date -u`, PostgreSQL, Go and spreadsheets write UTC; Go with the offset before it.
 _UTC_NAME = re.compile(r"\s*(?:[+-]00:?00)?\s*(?:UTC|GMT|Z)$", re.IGNORECASE)
@@ -18,6 +18,10 @@ _SHOWN_CHARACTERS_MAX = 60
 
 class MomentError(ValueError):
     """A text that names no moment; the message says why."""
+
+
+class NoZoneError(MomentError):
+    """It names no time zone, and none is given for such texts."""
 
 
 def parse_moment(given: object, zone: tzinfo | None) -> float:
@@ -78,9 +82,8 @@ def parse_zone(name: str) -> tzinfo:
 def _unix_seconds(moment: datetime, zone: tzinfo | None, text: str) -> float:
     if moment.utcoffset() is None:
         if zone is None:
-            raise MomentError(
-                f"{text[:_SHOWN_CHARACTERS_MAX]!r} names no time zone: add Z or an offset, "
-                "or give --timezone"
+            raise NoZoneError(
+                f"{text[:_SHOWN_CHARACTERS_MAX]!r} names no time zone: add Z or an offset"
             )
         moment = moment.replace(tzinfo=zone)
         # PEP 495: the two differ where clocks are set back, and where they are set forward.

@@ -165,6 +165,20 @@ def test_a_file_that_is_not_there_is_a_usage_error(tmp_path: Path, command: str)
     assert outcome.stderr.endswith("none: No such file or directory\n")
 
 
+@pytest.mark.parametrize("command", ["ls", "show", "export", "resend"])
+def test_an_identifier_in_the_place_of_the_file_is_told_its_option(
+    tmp_path: Path, command: str
+) -> None:
+    write(tmp_path / "dead-letters.jsonl", letter("event-1"))
+    environ = os.environ | {
+        "METER_AGENT_SANDBOX_URL": "http://127.0.0.1:9",
+        "METER_AGENT_SPOOL_DIR": str(tmp_path),
+    }
+    outcome = run("dead-letters", command, "event-1", env=environ)
+    assert outcome.returncode == 2
+    assert outcome.stderr.endswith("; one letter is chosen by --identifier\n")
+
+
 def test_what_is_no_file_is_a_usage_error_and_keeps_nobody_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):

@@ -84,7 +84,7 @@ def test_a_negative_value_stands_behind_two_dashes(send: Send, stripe: Sandbox) 
         (["tokens", "cus_1", "much"], "value='much' is invalid"),
         (["tokens", "", "1"], "customer_id='' is invalid"),
         (["tokens", "cus_1", "--timestamp", "2023-11-16T18:00:00Z"], "35 days"),
-        (["tokens", "cus_1", "--timestamp", "2026-01-31 12:15"], "names no time zone"),
+        (["tokens", "cus_1", "--timestamp", "2026-01-31 12:15"], "add Z or an offset\n"),
         (["tokens", "cus_1", "--timestamp", "soon"], "neither unix seconds nor a date"),
         (["tokens", "cus_1", "--payload", "region"], "must have the form NAME=TEXT"),
         (["tokens", "cus_1", "--payload", "a=1", "--payload", "a=2"], "is given twice"),

@@ -27,7 +27,7 @@ from meter_agent.cli.importing.cell_text import CellError, check_name, plain_num
 from meter_agent.cli.importing.csv_dialect import CsvDialect
 from meter_agent.cli.importing.row import Row, Rows
 from meter_agent.cli.importing.row_mapping import PAYLOAD, RowMapping
-from meter_agent.cli.moments import MomentError, parse_moment
+from meter_agent.cli.moments import MomentError, NoZoneError, parse_moment
 from meter_agent.cli.printing import printable
 from meter_agent.cli.shell_words import shell_words
 from meter_agent.exceptions import InvalidEventError
@@ -270,7 +270,8 @@ class RowMapper:
         try:
             moment = parse_moment(given, self._zone)
         except MomentError as error:
-            raise RowError(f"timestamp {error}") from None
+            hint = ", or give --timezone" if isinstance(error, NoZoneError) else ""
+            raise RowError(f"timestamp {error}{hint}") from None
         if moment < now - TIMESTAMP_PAST_SECONDS_MAX:
             raise RowError(f"timestamp {given} is more than 35 days old: Stripe bills it no more")
         if moment > now + TIMESTAMP_FUTURE_SECONDS_MAX:
