@@ -51,8 +51,9 @@ _LENGTH_RULE = (
     f"must be exact in {VALUE_DIGITS_MAX} digits, at most {VALUE_DECIMALS_MAX} of them decimals."
     " Round it before recording, for example with round(value, 6)"
 )
-_FLOAT_RULE = (
-    f"must be less than 1e{VALUE_DIGITS_MAX}, because Stripe takes {VALUE_DIGITS_MAX} digits."
+_SIZE_RULE = (
+    f"must be between -1e{VALUE_DIGITS_MAX} and 1e{VALUE_DIGITS_MAX},"
+    f" because Stripe takes {VALUE_DIGITS_MAX} digits."
     " Record it in a larger unit, or as several events"
 )
 
@@ -164,7 +165,7 @@ def _invalid(value: object, rule: str) -> InvalidEventError:
 def _format_whole(number: int) -> str:
     # Compared before it is printed: printing a huge int takes quadratic time, or raises ValueError.
     if not -_LIMIT < number < _LIMIT:
-        raise _invalid(number, _LENGTH_RULE)
+        raise _invalid(number, _SIZE_RULE)
     return str(number)
 
 
@@ -177,7 +178,7 @@ def _format_float(number: float, given: object) -> str:
     # Compared after rounding as well: 999999999999999.96 becomes 1e+15.
     text = f"{number:.{VALUE_DIGITS_MAX}g}"
     if "e" in text or not -_FLOAT_LIMIT < number < _FLOAT_LIMIT:
-        raise _invalid(given, _FLOAT_RULE)
+        raise _invalid(given, _SIZE_RULE)
     return text
 
 
@@ -200,7 +201,9 @@ def _format_decimal(number: Decimal, given: object) -> str:
     if not Decimal.__bool__(number):
         return "0"  # -0 and 0E+5 too
     # The exponent first: writing out 1E+999999 would take a megabyte.
-    if not -VALUE_DECIMALS_MAX <= Decimal.adjusted(number) < VALUE_DIGITS_MAX:
+    if Decimal.adjusted(number) >= VALUE_DIGITS_MAX:
+        raise _invalid(given, _SIZE_RULE)
+    if Decimal.adjusted(number) < -VALUE_DECIMALS_MAX:
         raise _invalid(given, _LENGTH_RULE)
     try:
         text = format(_EXACT.normalize(number), "f")

@@ -52,9 +52,13 @@ class OwnIdentifiers:
                 )
 
     def _is_known(self, recorded: EventTuple, sent: MeterEvent) -> bool:
-        # The timestamp is the last field of the body. A hash of the rest is enough, and short.
-        content, _, moment = sent.body.rpartition(b',"timestamp":')
-        now = hash(content), moment if recorded[_OWN_TIMESTAMP] is not None else b""
+        # The timestamp is the last field of the body. A hash of the rest is enough, and short: of
+        # its fields in any order, for the payload is a dict. A quote within a text is escaped.
+        content, _, moment = sent.body.rpartition(b'},"timestamp":')
+        now = (
+            hash(tuple(sorted(content.split(b',"')))),
+            moment if recorded[_OWN_TIMESTAMP] is not None else b"",
+        )
         with self._lock:
             before = self._seen.pop(sent.identifier, now)
             self._seen[sent.identifier] = before

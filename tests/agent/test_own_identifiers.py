@@ -72,6 +72,16 @@ def test_the_same_event_again_is_silent_also_later_and_in_other_words(
     assert warnings(caplog) == []
 
 
+def test_a_payload_in_another_order_is_the_same_event_and_with_its_values_swapped_another(
+    noted: OwnIdentifiers, caplog: pytest.LogCaptureFixture
+) -> None:
+    note(noted, payload={"model": "a", "region": 'eu,"model":"b'})
+    note(noted, payload={"region": 'eu,"model":"b', "model": "a"})
+    assert warnings(caplog) == []
+    note(noted, payload={"region": "a", "model": 'eu,"model":"b'})
+    assert len(warnings(caplog)) == 1
+
+
 def test_two_timestamps_that_were_given_are_two_events(
     noted: OwnIdentifiers, caplog: pytest.LogCaptureFixture
 ) -> None:

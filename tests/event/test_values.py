@@ -138,10 +138,9 @@ def test_what_is_not_a_number_is_refused(value: object) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        *(10**15, -(10**15), HUGE_INT, -HUGE_INT),
-        *(Decimal("1E+15"), Decimal("1E-13"), Decimal("1E+999999999"), Decimal("1E-999999999")),
+        *(Decimal("1E-13"), Decimal("1E-999999999")),
         *(Decimal("1234567890123.456"), Decimal("0." + "1" * 13), Decimal("1." + "0" * 99 + "1")),
-        *("1000000000000000", "0.1234567890123", "1e999999999", "1e-999999999", "1e15"),
+        *("0.1234567890123", "1e999999999", "1e-999999999"),
         *("1e" + "9" * 90, "1e-" + "9" * 90, "1234567890.123456", "12345678901234567890"),
     ],
     ids=lambda value: type(value).__name__,
@@ -156,10 +155,17 @@ def test_what_would_have_to_be_rounded_is_refused_with_the_advice_to_round_it(
 
 @pytest.mark.parametrize(
     "value",
-    [1e15, -1e15, 999_999_999_999_999.9, 1e300, np.float32(1e30)],
+    [
+        *(1e15, -1e15, 999_999_999_999_999.9, 1e300, np.float32(1e30)),
+        *(10**15, -(10**15), HUGE_INT, -HUGE_INT, np.uint64(10**15), "1000000000000000", "1e15"),
+        *(Decimal("1E+15"), Decimal("-1E+15"), Decimal("1E+999999999")),
+    ],
+    ids=lambda value: type(value).__name__,
 )
-def test_a_float_of_more_than_fifteen_digits_is_refused(value: object) -> None:
-    assert value_refusal(value).rule.startswith("must be less than 1e15")
+def test_what_no_rounding_helps_is_refused_with_the_limit(value: object) -> None:
+    rule = value_refusal(value).rule
+    assert rule.startswith("must be between -1e15 and 1e15")
+    assert "Record it in a larger unit" in rule
 
 
 @pytest.mark.parametrize(
