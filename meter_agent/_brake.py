@@ -127,9 +127,10 @@ class Brake:
             now = self._runtime.monotonic()
             paused = [
                 f"every event {_name(kind)!r} is refused, and the next one is tried in "
-                f"{max(0.0, run.until - now):.0f} s: {run.message}"
+                f"{run.until - now:.0f} s: {run.message}"
                 for kind, run in self._runs.items()
-                if run.pauses
+                # Where a pause is over and nobody begins the next one, no event waits.
+                if run.pauses and run.until > now
             ]
         more = len(paused) - _SHOWN_MAX
         return "; ".join(paused[:_SHOWN_MAX]) + (f"; and {more} more" if more > 0 else "")

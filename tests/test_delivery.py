@@ -600,6 +600,16 @@ def test_twenty_identical_refusals_pause_the_events_of_that_name(world: World) -
     assert "no_meter" in world.brake.describe()
 
 
+def test_a_pause_that_is_over_and_keeps_no_event_is_no_longer_told(world: World) -> None:
+    archive(world)
+    batch = world.deliver(21)
+    again(world, batch)
+    assert world.outcomes() == {Outcome.DEAD_LETTERED: 21}
+    assert "'tokens' is refused, and the next one is tried in 60 s" in world.brake.describe()
+    world.runtime.advance(60)
+    assert world.brake.describe() == ""
+
+
 def test_other_events_go_on_beside_a_paused_name(world: World) -> None:
     archive(world)
     world.deliver(40)
