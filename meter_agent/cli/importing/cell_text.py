@@ -52,7 +52,7 @@ def check_name(text: str) -> str:
 
 
 def may_be_rounded(text: str) -> bool:
-    """Whether *text* may be another integer once, which a program rounded.
+    """Whether *text* may have been another integer, which a program rounded.
 
     Spreadsheets keep 15 digits. JavaScript and jq before 1.7 keep what a double does.
     """

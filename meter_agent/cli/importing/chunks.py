@@ -119,6 +119,11 @@ class Chunks:
                 f"row {earlier.row} has the same {rounded!r}, which a spreadsheet or JavaScript "
                 "may have rounded, so that different ones are the same: export that column as text"
             )
+        if earlier is not None and self._mapper.implies_identifiers:
+            raise RowError(
+                f"row {earlier.row} has the same identifier {identifier!r} and says the same: "
+                "--map identifier=identifier says that it names a row, which is billed once"
+            )
         return earlier is not None
 
 

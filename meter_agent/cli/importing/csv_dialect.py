@@ -42,7 +42,7 @@ class CsvDialect(NamedTuple):
 
     def reader_parameters(self) -> dict[str, Any]:
         """Return the arguments of `csv.reader`."""
-        # RFC 4180 knows no blank before a quote; whoever writes one means a quoted cell.
+        # RFC 4180 has no blank before a quote; a writer that puts one there means a quoted cell.
         blanks = self.delimiter != " " and self.quotes != "none"
         return {**self._common(), "strict": True, "skipinitialspace": blanks}
 

@@ -119,7 +119,7 @@ class CsvRows:
             return "it is the header once more"
         if len(cells) == len(self.columns) == self._width:
             return None
-        # An unquoted 1,234 is two cells, so an empty one too many is no nothing.
+        # An unquoted 1,234 is two cells, so one cell too many counts even if it is empty.
         if not self._width <= len(cells) <= len(self.columns):
             return f"it has {len(cells)} cells, and the header has {len(self.columns)}"
         for cell in cells[self._width :]:

@@ -327,7 +327,7 @@ def _has_sent(notes: Iterable[bytes]) -> bool:
         try:
             note = json.loads(line)
         except ValueError:
-            return True  # who knows
+            return True  # it cannot be read, so something may have been sent
         if "ended" in note:
             recorded = note["ledger"]["recorded"]
         begun = "begun" in note or (begun and not note.keys() & {"ended", "withdrawn"})

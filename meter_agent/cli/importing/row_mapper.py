@@ -87,6 +87,10 @@ class RowMapper:
         # column that happens to be called so is not ours to send.
         given = mapping.columns.keys() | mapping.constants.keys()
         self._stripe_schema = not given & {"customer", "value"}
+        self.implies_identifiers = not (
+            self._stripe_schema or mapping.key or "identifier" in mapping.columns
+        )
+        """Whether a column is taken for identifiers because it happens to be called so."""
         self._taken = frozenset(mapping.mapped_columns())
         self._usual: dict[str, tuple[str, ...]] = {
             name: mapping.expected_columns(name, (column,))

@@ -232,3 +232,15 @@ def test_an_unreadable_row_among_the_rejects_is_not_billed_as_it_is(importer: Im
     again = importer(outcome.report["rejects"], *options)
     assert again.books() == {"rows": 1, "rejected": 1}
     assert importer.billed() == {"tokens": {"cus_1": "2"}}
+
+
+def test_a_column_that_happens_to_be_called_identifier_loses_no_row_in_silence(
+    importer: Importer,
+) -> None:
+    text = "identifier,org,n\nmodel-1,cus_1,5\nmodel-1,cus_1,5\n"
+    outcome = importer(importer.file("a.csv", text), *ORG)
+    assert (outcome.status, importer.billed()) == (3, {"tokens": {"cus_1": "5"}})
+    (reason,) = reasons(outcome)
+    assert "row 1 has the same identifier 'model-1' and says the same" in reason
+    mapped = importer(importer.file("b.csv", text), *ORG, "--map", "identifier=identifier")
+    assert (mapped.status, mapped.report["repeated"]) == (0, 1)
