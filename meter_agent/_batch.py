@@ -27,6 +27,7 @@ class Batch:
         "open",
         "places",
         "position",
+        "releases_seen",
         "sent_at",
         "size",
         "times_held",
@@ -58,6 +59,8 @@ class Batch:
         """Events (by `id`) that somebody other than Stripe finds too large, each of them alone."""
         self.held_until: float | None = None
         """When what is still open may be tried again, in monotonic seconds; None: at any time."""
+        self.releases_seen = 0
+        """How many releases of held batches there had been before it was last tried."""
         self.times_held = 0
         """How often it was held for *too_large*, one time after the other."""
         self.claim: tuple[int, Outcome] | None = None

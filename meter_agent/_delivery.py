@@ -122,6 +122,7 @@ class Delivery:
         Events that may not be sent now stay open, and the batch's *held_until* says until when.
         """
         batch.held_until = None
+        batch.releases_seen = self._held.releases
         held: list[MeterEvent] = []
         parts = _parts(batch)
         while parts:

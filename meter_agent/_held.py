@@ -25,6 +25,8 @@ class HeldBatches:
         self._runtime = runtime
         self._lock = runtime.reentrant_lock()
         self._batches: dict[Batch, None] = {}
+        self.releases = 0
+        """How often `release()` was called."""
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -35,8 +37,10 @@ class HeldBatches:
         return len(self._batches) < _HELD_MAX
 
     def put(self, batch: Batch) -> None:
-        """Hold *batch* until its *held_until*."""
+        """Hold *batch* until its *held_until*; until now if there was a release meanwhile."""
         with self._lock:
+            if batch.releases_seen != self.releases:
+                batch.held_until = None
             self._batches[batch] = None
 
     def take(self) -> Batch | None:
@@ -62,5 +66,6 @@ class HeldBatches:
     def release(self) -> None:
         """Let every batch be tried now: what they were held for may be over."""
         with self._lock:
+            self.releases += 1
             for batch in self._batches:
                 batch.held_until = None

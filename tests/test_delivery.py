@@ -654,6 +654,14 @@ def test_when_the_tried_event_is_accepted_all_go_on(world: World) -> None:
     assert world.held.take() is other
 
 
+def test_a_pause_that_ends_just_before_a_batch_is_held_delays_it_no_longer(world: World) -> None:
+    archive(world)
+    batch = world.deliver(100)
+    world.held.release()  # as another sender does whose event was accepted
+    world.held.put(batch)
+    assert world.held.take() is batch
+
+
 def test_refusals_with_something_accepted_in_between_pause_nothing(world: World) -> None:
     poison = {str(n) for n in range(100) if n % 10 < 3}
     world.sandbox.add_fault(Fault("poison", predicate=lambda e: e["payload"]["value"] in poison))
