@@ -242,5 +242,6 @@ def test_a_column_that_happens_to_be_called_identifier_loses_no_row_in_silence(
     assert (outcome.status, importer.billed()) == (3, {"tokens": {"cus_1": "5"}})
     (reason,) = reasons(outcome)
     assert "row 1 has the same identifier 'model-1' and says the same" in reason
-    mapped = importer(importer.file("b.csv", text), *ORG, "--map", "identifier=identifier")
+    named = ("--map", "identifier=identifier")
+    mapped = importer(importer.file("b.csv", text.replace("-1", "-2")), *ORG, *named)
     assert (mapped.status, mapped.report["repeated"]) == (0, 1)
