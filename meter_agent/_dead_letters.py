@@ -35,6 +35,7 @@ FILE_BYTES_MAX = 256 * 1024 * 1024
 _OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 _LETTERS_OF_A_WRITE = 100
+_TOO_SLOW = "the file system does not answer, or threads that compute leave no time for it"
 
 
 class DeadLetterReason(enum.StrEnum):
@@ -199,7 +200,8 @@ class DeadLetterFile:
             write()  # the interpreter ends, or is out of threads
         if not progress.wait_until(lambda: sum(written) == len(letters), deadline):
             self._hangs = True
-            self._failed("its file system does not answer", len(letters) - sum(written))
+            left = len(letters) - sum(written)
+            self._failed(f"{left} letters not written in time: {_TOO_SLOW}", left)
 
     def problems(self) -> dict[Problem, str]:
         """Return what is wrong with the file since the last letter."""

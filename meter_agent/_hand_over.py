@@ -75,8 +75,9 @@ class HandOver:
         """Hand over what waits; call it outside every lock.
 
         Args:
-            until: When to stop (monotonic seconds), though some may be left. None: with the last of
-                those that wait now. What *on_drop* itself brings about waits for the next call.
+            until: When to stop (monotonic seconds), though some may be left: `end()` logs them.
+                None: with the last of those that wait now. What *on_drop* itself brings about waits
+                for the next call.
         """
         left = len(self._dropped)
         while left > 0 and (until is None or self._runtime.monotonic() < until):
@@ -89,7 +90,7 @@ class HandOver:
                 else:
                     self._letters.write_until(until, letters)
                 self._on_drop([letter.event for letter in letters], reason.value)
-        if self._dropped.wanted:
+        if self._dropped.wanted and until is None:
             self._tell_not_kept()
 
     def end(self) -> None:
