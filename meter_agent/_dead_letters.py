@@ -1,7 +1,8 @@
 """Append-only JSON Lines of what could not be billed, and why.
 
 One line per event, written with one `write` to a file opened for appending, so that several
-processes may share the file and a crash leaves whole lines. Mode 0600: usage is business data.
+processes may share the file. A line that its writer did not finish, because the disk was full or
+the process was killed, is ended by the next one. Mode 0600: usage is business data.
 
 The file never grows beyond 256 MiB. From then on letters are still counted, logged and handed to
 *on_dead_letter*, but no longer written, and the log says so.
@@ -242,13 +243,27 @@ class DeadLetterFile:
             size = status.st_size
             if size + len(line) > FILE_BYTES_MAX:
                 raise OSError(f"the file has reached its limit of {FILE_BYTES_MAX} bytes")
+            if size and not _ends_a_line(self._path, size):
+                line = b"\n" + line
             # One write call: appends of several processes do not mix. A short write means that the
-            # disk is full; what was cut off is ended so that the next line stands alone.
+            # disk is full.
             if os.write(descriptor, line) < len(line):
-                os.write(descriptor, b"\n")
                 raise OSError("the disk is full")
         finally:
             os.close(descriptor)
+
+
+def _ends_a_line(path: str | os.PathLike[str], size: int) -> bool:
+    # A full disk and `kill -9` within a write leave the beginning of a line, and the next line
+    # would go on in it. A file that may only be written is taken to be whole.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return True
+    try:
+        return os.pread(descriptor, 1, size - 1) in {b"\n", b""}
+    finally:
+        os.close(descriptor)
 
 
 _ANNOUNCEMENT = "meter_agent.event_dead_lettered"

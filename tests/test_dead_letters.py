@@ -130,6 +130,37 @@ def test_a_full_disk_leaves_the_next_line_whole(
     assert json.loads(path.read_text().splitlines()[1])["event"]["identifier"] == "kept"
 
 
+@pytest.mark.parametrize("torn", [b'{"event":{"identifier":"torn"', b"{", "\u20ac".encode()[:1]])
+def test_a_line_that_its_writer_did_not_finish_does_not_take_the_next_one_with_it(
+    tmp_path: Path, torn: bytes
+) -> None:
+    path = tmp_path / "letters.jsonl"
+    path.write_bytes(b"{}\n" + torn)
+    letters = make_file(path)
+    letters.write(make_letter("first"))
+    letters.write(make_letter("second"))
+    whole, unfinished, *after = path.read_bytes().splitlines()
+    assert (whole, unfinished) == (b"{}", torn)
+    assert [json.loads(line)["event"]["identifier"] for line in after] == ["first", "second"]
+
+
+def test_a_file_that_may_be_written_and_not_read_still_takes_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def refuse_to_read(path: Any, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, flags, mode)
+
+    path = tmp_path / "letters.jsonl"
+    monkeypatch.setattr(os, "open", refuse_to_read)
+    make_file(path).write(make_letter("kept"))
+    monkeypatch.undo()
+    assert json.loads(path.read_text())["event"]["identifier"] == "kept"
+
+
 def test_an_announcement_names_the_event_and_not_its_payload(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
