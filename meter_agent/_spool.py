@@ -191,6 +191,9 @@ class SpoolBuffer(EventBuffer):
         kept = list(islice(segment.waiting_records(), self._dropped.places))
         for record in kept:
             self._dropped.keep(reason, record.body, segment.identifier(record.offset))
+            # The file may have another name, or come back from where somebody has moved it. Then
+            # the event must not be sent from there as well.
+            segment.mark(record.offset, form.SETTLED)
         self._dropped.lose(segment.waiting - len(kept))
 
     # -- the senders' side ---------------------------------------------------------------------

@@ -29,8 +29,9 @@ _FILE_HEAD = """
 
 JSON Lines, one letter a line, appended; mode 0600; opened anew for each letter, so that it may be
 moved away at any time. Several processes may share it. A line that was not finished, by a disk
-that was full or a process that was killed, stands alone and takes no other with it. It is not written beyond {mebibytes} MiB;
-from then on letters are counted, logged and handed to `on_dead_letter` only.
+that was full or a process that was killed, stands alone and takes no other with it.
+The file is not written beyond {mebibytes} MiB; from then on letters are counted, logged and handed
+to `on_dead_letter` only.
 
 A letter, wrapped here to be read:
 

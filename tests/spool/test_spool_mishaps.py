@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import os
 import shutil
 import sys
@@ -15,13 +16,14 @@ from typing import Any
 
 import pytest
 
+from meter_agent._dropped import DROPPED_EVENTS_MAX, DroppedEvents
 from meter_agent._ledger import DropReason
 from meter_agent._runtime import SystemRuntime
 from meter_agent._segment import Segment
 from meter_agent._spool_directory import SpoolDirectory
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent, wait_until
-from tests.spool.spools import MEBIBYTE, Spool, take_all
+from tests.spool.spools import MEBIBYTE, Spool, heir_of, take_all, values
 from tests.virtual import VirtualRuntime
 
 
@@ -161,6 +163,42 @@ def test_a_file_that_was_moved_away_is_not_said_to_be_left_in_the_spool(
     assert spool.buffer.counts().spool_failures == 1
     assert spool.record("tokens", "cus_1", 2)
     assert len({*(tmp_path / "spool").glob("*.segment")} - before) == 1
+
+
+def test_an_event_that_was_handed_over_as_dropped_is_not_in_a_file_that_comes_back(
+    tmp_path: Path,
+) -> None:
+    runtime = VirtualRuntime()
+    dropped = DroppedEvents(wanted=True)
+    spool = Spool(tmp_path / "spool", runtime, dropped=dropped)
+    for n in range(DROPPED_EVENTS_MAX + 2):
+        spool.record("tokens", "cus_1", n)
+    (tmp_path / "spool").rename(tmp_path / "elsewhere")
+    assert spool.buffer.seal() == DROPPED_EVENTS_MAX + 2
+    spool.buffer.release()
+    assert len(dropped) == DROPPED_EVENTS_MAX
+    # What found no place was counted only, and the file is all that is left of it.
+    heir = heir_of(tmp_path / "elsewhere", runtime)
+    assert values(take_all(heir.buffer)) == [DROPPED_EVENTS_MAX, DROPPED_EVENTS_MAX + 1]
+
+
+def test_an_event_that_was_handed_over_as_dropped_is_not_in_another_name_of_its_file(
+    tmp_path: Path,
+) -> None:
+    dropped = DroppedEvents(wanted=True)
+    runtime = VirtualRuntime()
+    spool = Spool(tmp_path, runtime, dropped=dropped, overflow="drop_oldest", bytes_max=MEBIBYTE)
+    spool.record("tokens", "cus_1", 0)
+    (path,) = tmp_path.glob("*.segment")
+    os.link(path, tmp_path / "second.segment")
+    number = 1
+    while not len(dropped):
+        spool.record("tokens", "cus_1", number)
+        number += 1
+    handed_over = {json.loads(each.event)[3] for each in dropped.take(DROPPED_EVENTS_MAX)}
+    assert 0 in handed_over
+    spool.die()
+    assert not handed_over & set(values(take_all(heir_of(tmp_path, runtime).buffer)))
 
 
 def test_a_second_name_of_a_file_costs_its_owner_neither_the_lock_nor_the_file(
