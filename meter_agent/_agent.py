@@ -252,7 +252,7 @@ class MeterAgent:
 
         try:
             self._runtime.start_thread(work, "meter-agent-async")
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             work()  # out of threads: to block the loop is better than to lose the events
         return await asyncio.wrap_future(done)
 

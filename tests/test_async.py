@@ -60,12 +60,13 @@ def test_an_aclose_that_nobody_waits_for_any_more_closes_all_the_same(
     assert agent.close(20).delivered == 1
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
 def test_where_no_thread_can_be_started_aclose_works_in_the_event_loops_own(
-    make_agent: MakeAgent,
+    make_agent: MakeAgent, error: Exception
 ) -> None:
     class Threadless(SystemRuntime):
         def start_thread(self, target: Callable[[], None], name: str) -> None:
-            raise RuntimeError("can't start new thread")
+            raise error
 
     agent = make_agent(runtime=Threadless())
     agent.record("tokens", "cus_1")
