@@ -381,7 +381,7 @@ def _payload_items(payload: object) -> Iterable[tuple[object, object]]:
         if not isinstance(payload, Mapping):
             raise TypeError  # noqa: TRY301  one answer to all that is no mapping
         pairs = [(key, value) for key, value in islice(payload.items(), PAYLOAD_KEYS_MAX + 1)]
-    except Exception:  # noqa: BLE001  a mapping may be code of the application
+    except (Exception, SystemExit):  # noqa: BLE001  a mapping may be code of the application
         raise _invalid("payload", payload, _PAYLOAD_TYPE_RULE) from None
     if len(pairs) > PAYLOAD_KEYS_MAX:
         raise _invalid("payload", payload, _PAYLOAD_SIZE_RULE)

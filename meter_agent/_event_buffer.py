@@ -15,13 +15,14 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Sized
+from itertools import islice
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from meter_agent._amount import UNCHANGING_TYPES, unchanging
 from meter_agent._batch import Batch
 from meter_agent._dropped import DroppedEvents
-from meter_agent._event import Label, MeterEvent, Name
+from meter_agent._event import PAYLOAD_KEYS_MAX, Label, MeterEvent, Name
 from meter_agent._health import Problem, Room
 from meter_agent._ledger import Counts, DropReason, Outcome, Tally
 from meter_agent._runtime import Doorbell, Runtime
@@ -497,12 +498,18 @@ def _wiped_on_fork() -> mmap.mmap | bytearray:
 
 def copied(payload: Any) -> Any:
     # The caller may change its dict and what is in it after the call. What is not a mapping stays
-    # as it is and is refused by the validation; `record()` itself never raises.
+    # as it is and is refused by the validation, and so does one that cannot be read; of an endless
+    # one no more is read than the validation needs to refuse it. `record()` itself never raises.
     try:
-        labels = dict(payload)
+        if type(payload) is dict:
+            labels = dict(payload)
+        elif isinstance(payload, Mapping):
+            labels = dict(islice(payload.items(), PAYLOAD_KEYS_MAX + 1))
+        else:
+            return payload
         for key, label in labels.items():
             if type(label) not in UNCHANGING_TYPES:
                 labels[key] = unchanging(label)
-    except Exception:  # noqa: BLE001 - whatever a caller's object does when it is read
+    except (Exception, SystemExit):  # noqa: BLE001 - code of the application
         return payload
     return labels

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from freezegun import freeze_time
@@ -132,6 +135,47 @@ def test_an_event_is_billed_as_it_was_when_it_was_recorded(
     assert last["payload"]["kind"] == "7"
     assert last["payload"]["region"] == "eu"
     assert datetime.fromisoformat(last["timestamp"]).timestamp() == moments
+
+
+class Endless(Mapping[str, str]):
+    def __getitem__(self, _key: str) -> str:
+        return "v"
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"key{number}" for number in count())
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Ending(Endless):
+    def items(self) -> Any:
+        raise SystemExit
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("spooled", [False, True], ids=["in memory", "in a spool"])
+@pytest.mark.parametrize(
+    "payload",
+    [[("k", "v")], ["kv"], ((str(number), "v") for number in count()), Endless(), Ending()],
+    ids=["pairs", "texts", "endless pairs", "endless mapping", "mapping that ends the program"],
+)
+def test_a_payload_that_is_no_mapping_is_refused_and_never_read_without_end(
+    payload: Any, spooled: bool, strict: bool, make_agent: MakeAgent, tmp_path: Path
+) -> None:
+    letters: list[DeadLetter] = []
+    agent = make_agent(
+        strict=strict,
+        spool_dir=str(tmp_path) if spooled else None,
+        on_dead_letter=letters.append,
+    )
+    if strict:
+        with pytest.raises(InvalidEventError, match=r"payload=.* is invalid: must"):
+            agent.record("tokens", "cus_1", payload=payload)
+        return
+    assert agent.record("tokens", "cus_1", payload=payload)
+    assert agent.close(20).dead_lettered == 1
+    assert "is invalid: must" in letters[0].message
 
 
 def test_the_timestamp_is_the_moment_of_recording_however_late_the_event_leaves(
