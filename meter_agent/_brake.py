@@ -99,8 +99,8 @@ class Brake:
             if run is None or (run.code != code and not run.pauses):
                 run = _Run(code)
             self._runs[kind] = run  # the latest last
-            while len(self._runs) > _NAMES_MAX:
-                del self._runs[next(iter(self._runs))]
+            if len(self._runs) > _NAMES_MAX:
+                del self._runs[self._least_needed()]
             # Other senders' events that were on their way when the pause began say nothing new.
             if run.pauses and event.identifier != run.tried:
                 return None
@@ -112,6 +112,11 @@ class Brake:
             run.until = self._runtime.monotonic() + seconds
             run.pauses += 1
             return seconds
+
+    def _least_needed(self) -> bytes:
+        # The oldest, but rather one that is not paused; what came last is no candidate.
+        *names, _ = self._runs
+        return next((name for name in names if not self._runs[name].pauses), names[0])
 
     def accepted(self, events: Iterable[MeterEvent]) -> bool:
         """Stripe has *events*. True: that ends a pause."""

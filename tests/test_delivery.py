@@ -654,6 +654,15 @@ def test_when_the_tried_event_is_accepted_all_go_on(world: World) -> None:
     assert world.held.take() is other
 
 
+def test_a_pause_outlives_refusals_of_a_thousand_other_names(world: World) -> None:
+    archive(world)
+    batch = world.deliver(30)
+    for n in range(1100):
+        (event,) = world.batch(1, name=f"name_{n}").open
+        world.brake.refused(event, "no_meter", "")
+    assert world.brake.let_through(batch.open) == []
+
+
 def test_a_pause_that_ends_just_before_a_batch_is_held_delays_it_no_longer(world: World) -> None:
     archive(world)
     batch = world.deliver(100)
