@@ -451,11 +451,16 @@ class SpoolBuffer(EventBuffer):
         """Leave the events of *batch* that are in files to whoever adopts the files."""
         with self._lock:
             if batch.events is not None:
-                kept = sum(place.segment.outlives for place in batch.places)
+                lost = [place for place in batch.places if not place.segment.outlives]
+                kept = len(batch.places) - len(lost)
             else:
                 in_memory = [e for e in batch.open if not batch.places[id(e)].segment.outlives]
-                kept = len(batch.open) - len(in_memory)
+                lost = [batch.places[id(event)] for event in in_memory]
+                kept = len(batch.open) - len(lost)
                 batch.open = in_memory
+            # The caller hands these over; see `_keep_waiting()`.
+            for place in lost if self._dropped.wanted else ():
+                self._mark(place, form.SETTLED)
             batch.size -= kept
             self._kept += kept
             if not batch.size:

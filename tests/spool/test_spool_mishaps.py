@@ -23,7 +23,7 @@ from meter_agent._segment import Segment
 from meter_agent._spool_directory import SpoolDirectory
 from meter_agent.sandbox import Fault, Sandbox
 from tests.conftest import MakeAgent, wait_until
-from tests.spool.spools import MEBIBYTE, Spool, heir_of, take_all, values
+from tests.spool.spools import MEBIBYTE, Spool, freeze, heir_of, take_all, values
 from tests.virtual import VirtualRuntime
 
 
@@ -180,6 +180,30 @@ def test_an_event_that_was_handed_over_as_dropped_is_not_in_a_file_that_comes_ba
     # What found no place was counted only, and the file is all that is left of it.
     heir = heir_of(tmp_path / "elsewhere", runtime)
     assert values(take_all(heir.buffer)) == [DROPPED_EVENTS_MAX, DROPPED_EVENTS_MAX + 1]
+
+
+@pytest.mark.parametrize("got_as_far_as", ["taken", "frozen", "sent"])
+def test_an_event_on_its_way_that_the_end_accounts_for_is_not_in_a_file_that_comes_back(
+    tmp_path: Path, got_as_far_as: str
+) -> None:
+    runtime = VirtualRuntime()
+    spool = Spool(tmp_path / "spool", runtime, dropped=DroppedEvents(wanted=True))
+    spool.record("tokens", "cus_1", 1)
+    batch = spool.buffer.take(100)
+    assert batch is not None
+    if got_as_far_as != "taken":
+        freeze(spool.buffer, batch)
+    if got_as_far_as == "sent":
+        assert spool.buffer.begin_attempt(batch, batch.open)
+    (tmp_path / "spool").rename(tmp_path / "elsewhere")
+    spool.buffer.seal()
+    assert spool.buffer.abandon() == [batch]
+    spool.buffer.keep_abandoned(batch)
+    assert batch.size == 1
+    spool.buffer.release()
+    spool.die()
+    heir = heir_of(tmp_path / "elsewhere", runtime)
+    assert take_all(heir.buffer) == {}
 
 
 def test_an_event_that_was_handed_over_as_dropped_is_not_in_another_name_of_its_file(
