@@ -356,7 +356,8 @@ class SpoolDirectory:
         return segment, damages
 
     def _open(self, path: Path, descriptor: int, header: Header) -> Segment:
-        size = os.fstat(descriptor).st_size
+        # Of one that somebody made longer, only what its maker allocated: it may be gigabytes.
+        size = min(os.fstat(descriptor).st_size, header.segment_bytes)
         data = mmap.mmap(descriptor, size)
         segment = Segment(header.prefix, data, path=path, end=size, records_at=header.records_at)
         if header.version == VERSION:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 from zlib import crc32
 
@@ -17,6 +18,7 @@ from meter_agent._ledger import Outcome
 from meter_agent._spool_body import InvalidRecord, recorded_at
 from meter_agent._spool_header import HEADER_BYTES, OWNER_AT, VERSION, read_header
 from tests.spool.spools import (
+    MEBIBYTE,
     Spool,
     heir_of,
     left_by_a_dead_process,
@@ -250,4 +252,20 @@ def test_a_second_name_of_a_segment_goes_with_it_and_its_events_are_billed_once(
         spool.buffer.tend()
         billed += values(take_all(spool.buffer))
     assert billed == list(range(10))
+    assert segments(tmp_path) == []
+
+
+def test_a_segment_that_was_made_longer_takes_no_more_memory_than_it_had_bytes(
+    tmp_path: Path, runtime: VirtualRuntime
+) -> None:
+    segment = left_by_a_dead_process(tmp_path, runtime)
+    os.truncate(segment, 1 << 28)
+    tracemalloc.start()
+    try:
+        bodies = take_all(heir_of(tmp_path, runtime).buffer)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert values(bodies) == list(range(10))
+    assert peak < MEBIBYTE
     assert segments(tmp_path) == []
