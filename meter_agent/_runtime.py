@@ -83,7 +83,10 @@ class Doorbell(Protocol):
         ...
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait for a ring, at most *timeout* seconds; False when the time ran out."""
+        """Wait for a ring, at most *timeout* seconds; False when the time ran out, or earlier.
+
+        In the main thread the real one returns False after a second: see `_QueueDoorbell`.
+        """
         ...
 
 
@@ -148,10 +151,18 @@ class Runtime(Protocol):
         ...
 
 
+_MAIN_WAIT_SECONDS = 1.0
+
+
 class _QueueDoorbell:
     # `SimpleQueue.put` is written in C and documented as reentrant: a signal handler or `__del__`
     # that interrupts another `put` of the same thread cannot deadlock. `threading.Event` and
     # `Condition` take a lock written in Python's terms, and can (django-q2#346).
+    #
+    # A signal that arrives between the last bytecode and the wait does not end the wait: the
+    # kernel has nothing to interrupt yet, and Python runs handlers between bytecodes alone (signal
+    # module, "Execution of Python signal handlers"). Handlers run in the main thread, so that one
+    # looks again after a second. Otherwise Ctrl-C could go unnoticed for a whole `close(60)`.
     __slots__ = ("_made",)
 
     def __init__(self) -> None:
@@ -166,6 +177,8 @@ class _QueueDoorbell:
 
     def wait(self, timeout: float | None) -> bool:
         rings = self._rings()
+        if threading.get_ident() == threading.main_thread().ident:
+            timeout = _MAIN_WAIT_SECONDS if timeout is None else min(timeout, _MAIN_WAIT_SECONDS)
         try:
             rings.get(timeout=timeout)
         except queue.Empty:
