@@ -1,8 +1,8 @@
 """One segment of the spool: a mapped file, or a piece of memory where no file can be had.
 
 A segment belongs to one process at a time; `_segment_lock.py` says how that is proved. Within an
-interpreter, whoever makes or adopts a segment claims its name first, and opens no file whose name
-is claimed.
+interpreter, an agent claims the name of a segment before it makes or recovers it, and opens no file
+whose name is claimed.
 
 The process that owns a segment writes to it through the mapping. The pages are the kernel's: what
 has been copied there survives the process.

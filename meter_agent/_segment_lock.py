@@ -152,9 +152,9 @@ def living_owner(descriptor: int) -> int | None:
     0 where that process cannot be seen, in another container. Claim its name before opening the
     file: what this interpreter owns is not found in every case.
 
-    The kernel is only asked. Taking a lock and giving it back would tell as much, but whoever came
-    to recover the segment at that moment would pass it over, and a process that is just making it
-    would give it up.
+    The kernel is only asked. Taking a lock and giving it back would answer that too, but a process
+    that came to recover the segment at that moment would pass it over, and a process that is just
+    making it would give it up.
     """
     process_id = _holder(descriptor, fcntl.F_GETLK, _POSIX_AT)
     if process_id is not None:

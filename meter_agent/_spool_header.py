@@ -27,7 +27,6 @@ __all__ = [
     "owner_bytes",
     "read_header",
     "read_owner",
-    "records_at",
 ]
 
 VERSION = 2
@@ -103,12 +102,6 @@ def read_header(data: bytes | mmap) -> Header | None:
         return header
     said = _read_block(data, _DESTINATION_AT, _DESTINATION_BYTES)
     return None if said is None else header._replace(destination=Destination.from_document(said))
-
-
-def records_at(data: bytes | mmap) -> int:
-    """Return where the records of a segment begin, whatever has become of its header."""
-    header = read_header(data)
-    return HEADER_BYTES if header is None else header.records_at
 
 
 class Owner(NamedTuple):
