@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 import os
 import stat
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ FILE_BYTES_MAX = 256 * 1024 * 1024
 _OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 _LETTERS_OF_A_WRITE = 100
+_LOOKS_AT_THE_END, _LOOK_AGAIN_SECONDS = 6, 0.01
 _TOO_SLOW = "the file system does not answer, or threads that compute leave no time for it"
 
 
@@ -243,7 +245,7 @@ class DeadLetterFile:
             size = status.st_size
             if size + len(line) > FILE_BYTES_MAX:
                 raise OSError(f"the file has reached its limit of {FILE_BYTES_MAX} bytes")
-            if size and not _ends_a_line(self._path, size):
+            if _ends_within_a_line(self._path):
                 line = b"\n" + line
             # One write call: appends of several processes do not mix. A short write means that the
             # disk is full.
@@ -253,15 +255,21 @@ class DeadLetterFile:
             os.close(descriptor)
 
 
-def _ends_a_line(path: str | os.PathLike[str], size: int) -> bool:
+def _ends_within_a_line(path: str | os.PathLike[str]) -> bool:
     # A full disk and `kill -9` within a write leave the beginning of a line, and the next line
-    # would go on in it. A file that may only be written is taken to be whole.
+    # would go on in it. A write of another process that is not finished yet looks the same, but
+    # not for long. A file that may only be written is taken to be whole.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
-        return True
+        return False
     try:
-        return os.pread(descriptor, 1, size - 1) in {b"\n", b""}
+        for _ in range(_LOOKS_AT_THE_END):
+            size = os.fstat(descriptor).st_size
+            if not size or os.pread(descriptor, 1, size - 1) in {b"\n", b""}:
+                return False
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        return True
     finally:
         os.close(descriptor)
 

@@ -114,6 +114,8 @@ class Letters:
             number = 0
             while file.tell() < self._bytes and (line := file.readline(_LINE_BYTES_MAX)):
                 number += 1
+                if line == b"\n":
+                    continue  # two processes ended the same unfinished line
                 letter = _read(number, line)
                 while not line.endswith(b"\n") and (line := file.readline(_LINE_BYTES_MAX)):
                     letter = None
