@@ -206,6 +206,15 @@ def test_lines_that_are_no_letters_are_told_and_the_others_are_listed(file: Path
     ]
 
 
+def test_an_empty_line_is_passed_over_in_silence(file: Path) -> None:
+    with file.open("ab") as end:
+        end.write(b"\n")
+    write(file, letter("event-9"))
+    outcome = run("dead-letters", "ls", "--json", file)
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+    assert [row["line"] for row in rows(outcome.stdout)] == [1, 2, 3, 4, 6]
+
+
 def test_what_could_move_the_cursor_is_escaped(tmp_path: Path) -> None:
     file = write(tmp_path / "letters", letter("event-1", payload={"note": "a\u0007b"}))
     file.write_text(file.read_text().replace("event-1", "event-\\u202e1"))
