@@ -87,7 +87,7 @@ class Answer:
     slowly: bool = False
     """Ask again rarely: nothing suggests that it will be different soon."""
     body: Mapping[str, Any] | None = field(default=None, repr=False)
-    """The JSON object of an accepted answer; a session's holds its token."""
+    """The JSON object of a 2xx; a session's holds its token."""
 
     @property
     def refuses_key(self) -> bool:

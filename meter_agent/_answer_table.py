@@ -77,7 +77,8 @@ ANSWERS: tuple[Rule, ...] = (
     Rule(
         "2xx from Stripe: the body is `{}` with `application/json`, or a `Request-Id` is there; "
         "and no `error` in it",
-        "delivered. For a session, the body must hold a token as well, or it is asked for again",
+        "delivered. For a session, the body must hold a token as well, or it is asked for again; "
+        "its `object` counts as the `Request-Id`, which some proxies remove",
         lambda seen: seen.is_success and seen.is_stripes and not seen.has_error,
         Verdict.ACCEPTED,
     ),
@@ -203,6 +204,7 @@ def judge(
         maybe_accepted=rule.maybe_accepted,
         is_stripes=seen.is_stripes,
         slowly=rule.slowly or (retried and seen.should_retry == "false"),
+        body=parsed if seen.is_success and not seen.has_error else None,
     )
 
 

@@ -80,7 +80,7 @@ class MeterEventStream:
         """Open a meter event session; an `Answer` says why there is none."""
         # The OpenAPI description declares no body, and a gateway that validates refuses any.
         answer = self._ask_with_key(self._session_url, b"")
-        if answer.verdict is not Verdict.ACCEPTED:
+        if answer.verdict is not Verdict.ACCEPTED and not _is_session(answer.body):
             return _for_session(answer)
         grant = _grant(answer.body or {})
         if grant is None:
@@ -212,6 +212,11 @@ def _for_session(answer: Answer) -> Answer:
     if answer.verdict is Verdict.SESSION_EXPIRED:
         return replace(answer, verdict=Verdict.RETRY, maybe_accepted=False)
     return replace(answer, maybe_accepted=False)
+
+
+def _is_session(body: Mapping[str, object] | None) -> bool:
+    # Stripe's OpenAPI description requires this `object` in each session.
+    return body is not None and body.get("object") == "v2.billing.meter_event_session"
 
 
 def _grant(body: Mapping[str, object]) -> Grant | None:

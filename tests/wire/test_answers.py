@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import socket
+
 import pytest
 
 from meter_agent.sandbox import Fault, Sandbox
@@ -201,6 +204,28 @@ def test_a_session_of_a_gateway_is_not_believed(sandbox: Sandbox) -> None:
         final = agent.close(20)
     assert_billed_once(sandbox, final, 10)
     assert final.sessions == 1
+
+
+def test_a_session_is_known_by_its_object_where_a_proxy_removes_request_ids() -> None:
+    session = {
+        "object": "v2.billing.meter_event_session",
+        "authentication_token": "token_1",
+        "created": "2026-11-30T10:00:00.000Z",
+        "expires_at": "2026-11-30T10:15:00.000Z",
+    }
+
+    def respond(connection: socket.socket, request: bytes) -> None:
+        path = request.split(b" ", 2)[1]
+        opens = path.endswith(b"meter_event_session")
+        body = json.dumps(session).encode() if opens else b"{}"
+        answer(connection, body)
+
+    with listening(respond) as listener:
+        agent = real_agent(listener.url)
+        record(agent, 10)
+        assert agent.flush(20)
+        final = agent.close(20)
+    assert (final.delivered, final.sessions, final.retries) == (10, 1, 0)
 
 
 def test_a_session_is_asked_for_without_a_body(sandbox: Sandbox) -> None:
