@@ -28,6 +28,11 @@ logging.getLogger().setLevel(logging.INFO)
 import meter_agent
 from meter_agent import MeterAgent
 URL = os.environ["SANDBOX"]
+def wait_for_a_signal():
+    # Not one long sleep: a signal that arrives just before it begins does not end it, because
+    # Python runs handlers between bytecodes.
+    while True:
+        time.sleep(0.01)
 """
 
 # Ahead of a script that uses the default agent.

@@ -141,7 +141,7 @@ def test_sigterm_without_a_handler_kills_as_ever(server: SandboxServer) -> None:
         agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60)
         agent.record("tokens", "cus_1")
         print("ready")
-        time.sleep(60)
+        wait_for_a_signal()
         """,
         server.url,
     )
@@ -159,7 +159,7 @@ def test_the_opt_in_sigterm_handler_delivers_and_keeps_the_exit_status(
         for n in range(150):
             agent.record("tokens", "cus_1")
         print("ready")
-        time.sleep(60)
+        wait_for_a_signal()
         """,
         server.url,
     )
@@ -179,7 +179,7 @@ def test_a_second_sigterm_kills_at_once(sandbox: Sandbox, server: SandboxServer)
         while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             time.sleep(0.001)
         print("draining")  # two signals that arrive together would count as one
-        time.sleep(60)
+        wait_for_a_signal()
         """,
         server.url,
     )
@@ -204,7 +204,7 @@ def test_the_sigterm_handler_calls_the_one_before_it(
         agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60, handle_sigterm=True)
         agent.record("tokens", "cus_1")
         print("ready")
-        time.sleep(60)
+        wait_for_a_signal()
         """,
         server.url,
     )

@@ -57,7 +57,7 @@ def test_it_delivers_and_ends_with_the_status_of_sigterm(
         for n in range(150):
             agent.record("tokens", "cus_1")
         print("ready")
-        time.sleep(60)
+        wait_for_a_signal()
         """,
         server.url,
         within=as_init,
@@ -79,7 +79,7 @@ def test_it_ends_in_time_while_requests_hang(
         agent = MeterAgent(sandbox_url=URL, handle_sigterm=True, shutdown_timeout_seconds=1)
         agent.record("tokens", "cus_1")
         print("ready")
-        time.sleep(60)
+        wait_for_a_signal()
         """,
         server.url,
         within=as_init,
@@ -104,7 +104,7 @@ def test_a_second_sigterm_ends_it_at_once(
         while signal.getsignal(signal.SIGTERM) is first:
             time.sleep(0.001)
         print("draining")
-        time.sleep(60)
+        wait_for_a_signal()
         """,
         server.url,
         within=as_init,
@@ -153,7 +153,7 @@ def test_a_handler_before_ours_decides_on_the_status(
         agent = MeterAgent(sandbox_url=URL, flush_interval_seconds=60, handle_sigterm=True)
         agent.record("tokens", "cus_1")
         print("ready")
-        time.sleep(60)
+        wait_for_a_signal()
         """,
         server.url,
         within=as_init,

@@ -34,7 +34,7 @@ print("ready")
 while not draining.is_set():
     time.sleep(0.001)
 {serve}
-time.sleep(60)
+wait_for_a_signal()
 """
 
 
@@ -228,7 +228,7 @@ def test_a_handler_that_was_installed_in_c_stays_and_the_log_says_so(
 agent = MeterAgent(sandbox_url=URL, handle_sigterm=True)
 assert agent.record("tokens", "cus_1") and agent.flush(30)
 print("ready")
-time.sleep(60)
+wait_for_a_signal()
 """,
         server.url,
         before=C_HANDLER,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -150,21 +150,25 @@ class SimulatedDirectory(SpoolDirectory):
         """What the kernel does when the process dies: the locks end, the files stay."""
         for segment in self.segments:
             segment.release()
-        self._close_what_is_open()
+        close_files(self.path.glob("*.segment"))
         _segment_lock._claims.clear()
 
-    def _close_what_is_open(self) -> None:
-        # A thread that was killed while it made or recovered a segment has the file open, and its
-        # lock, in a frame that stays. Its number stays taken, because that frame closes it later.
-        files = {(file.stat().st_dev, file.stat().st_ino) for file in self.path.glob("*.segment")}
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for number in map(int, os.listdir("/dev/fd")):
-            with suppress(OSError):  # the directory that was just listed, for one
-                status = os.fstat(number)
-                if (status.st_dev, status.st_ino) in files:
-                    _unlock(number)
-                    os.dup2(nothing, number, inheritable=False)
-        os.close(nothing)
+
+def close_files(paths: Iterable[Path]) -> None:
+    """Close what a thread that was killed while it made or recovered a segment has open.
+
+    The descriptor and its lock are in a frame that stays. Its number stays taken, because that
+    frame closes it later.
+    """
+    files = {(file.stat().st_dev, file.stat().st_ino) for file in paths}
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir("/dev/fd")):
+        with suppress(OSError):  # the directory that was just listed, for one
+            status = os.fstat(number)
+            if (status.st_dev, status.st_ino) in files:
+                _unlock(number)
+                os.dup2(nothing, number, inheritable=False)
+    os.close(nothing)
 
 
 def _unlock(descriptor: int) -> None:

@@ -30,7 +30,7 @@ from meter_agent._spool_header import HEADER_BYTES
 from meter_agent.sandbox import Fault, Sandbox
 from tests.simulation import autopsy
 from tests.simulation.books import Books
-from tests.simulation.disk import Disk, SimulatedDirectory, installed
+from tests.simulation.disk import Disk, SimulatedDirectory, close_files, installed
 from tests.simulation.network import Network, SimulatedAdapter
 from tests.simulation.runtime import START, SimulatedRuntime
 from tests.simulation.scheduler import BrokenPromiseError, Scheduler
@@ -257,6 +257,8 @@ class SharedWorld:
             if key not in self.keys_of_the_living():
                 _segment_lock.unclaim(key)
             del self._claimed[key]
+        living = {key[3] for key in (*self._claimed, *self.keys_of_the_living())}
+        close_files(file for file in self.disk.path.glob("*.segment") if file.name not in living)
         _lifecycle.unregister(process.agent._pipeline)
         process.agent._pipeline._final = Stats()
 
