@@ -175,8 +175,9 @@ assert agent.flush(30)
     assert ledger(done)["recorded"] == 8000
     run(agent(tmp_path) + wait_until_empty(tmp_path), server.url)
     own = [10_000 * n + m for n in range(1, 5) for m in range(2000)]
+    # A child may be killed between a request and the note of its answer. Then its events are sent
+    # again under the same identifiers, and each is billed once all the same.
     assert billed(sandbox) == [*own, *range(100_000, 100_200)]
-    assert sandbox.totals()["duplicates"] == 0
 
 
 def test_a_limit_on_the_size_of_files_makes_memory_take_over(
