@@ -65,6 +65,8 @@ def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if name.startswith(("COVERAGE_", "METER_AGENT_", "STRIPE_")):
             monkeypatch.delenv(name)
     monkeypatch.setattr(_default, "_default", _default._Default())
+    _older_threads.clear()
+    _older_threads.update(threading.enumerate())
     yield
     for pipeline in list(_lifecycle._state.pipelines):
         pipeline.begin_close(0.0)
@@ -138,8 +140,16 @@ def wait_until(agent: MeterAgent, done: Callable[[], bool]) -> bool:
     return agent._pipeline._flusher._wait_until(done, time.monotonic() + 20)
 
 
+_older_threads: set[threading.Thread] = set()
+
+
 def sender_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "meter-agent-sender"]
+    """The sender threads that were started in this test.
+
+    A closed agent leaves a sender alone that waits for an answer, and that may outlive its test.
+    """
+    threads = [thread for thread in threading.enumerate() if thread not in _older_threads]
+    return [thread for thread in threads if thread.name == "meter-agent-sender"]
 
 
 def billed(sandbox: Sandbox) -> dict[str, dict[str, str]]:
